@@ -1,0 +1,44 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+# Every target first creates the environment that it needs, once; nothing but Python 3.11+ and make must be there.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.hf_vqdit_installed
+RUNS ?= runs
+CODE := hf_vqdit training_scripts tests model_cards
+
+# Everything is named, so that accelerate asks for no configuration file and keeps every core (it would take one).
+NUM_CORES := $(shell getconf _NPROCESSORS_ONLN)
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	--num_cpu_threads_per_process $(NUM_CORES)
+
+.PHONY: help environment quickstart emoji test style quality clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1: /p' $(MAKEFILE_LIST)
+
+environment: $(INSTALLED)  ## create the virtual environment with the tested versions
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("hf_vqdit needs Python 3.11 or newer, got " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+quickstart: $(INSTALLED)  ## train and evaluate on the built-in shapes, into runs/quickstart
+	$(LAUNCH) training_scripts/train_vqvae.py --config training_scripts/configs/quickstart.yaml
+
+test: $(INSTALLED)  ## run all tests
+	$(BIN)/python -m pytest -n 2
+
+style: $(INSTALLED)  ## format the code and repair what the linter can
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+quality: $(INSTALLED)  ## check format and lint
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+
+clean:  ## remove the virtual environment; runs stay
+	rm -rf $(VENV)

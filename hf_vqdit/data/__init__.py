@@ -1,0 +1,36 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""Image-text pairs: built-in sets, `datasets` sources, the caption tokenizer, and the batches that training reads."""
+
+from .captions import encode_captions, load_caption_tokenizer, train_caption_tokenizer
+from .emoji import emoji_dataset
+from .loader import (
+    CODES_FORMAT_VERSION,
+    CODES_METADATA_FILE,
+    CodesDataset,
+    PairDataset,
+    ResumableBatchSampler,
+    RowKey,
+    choose_caption,
+    collate_codes,
+    collate_pairs,
+)
+from .pairs import load_pairs
+from .shapes import shapes_dataset
+
+__all__ = [
+    "CODES_FORMAT_VERSION",
+    "CODES_METADATA_FILE",
+    "CodesDataset",
+    "PairDataset",
+    "ResumableBatchSampler",
+    "RowKey",
+    "choose_caption",
+    "collate_codes",
+    "collate_pairs",
+    "emoji_dataset",
+    "encode_captions",
+    "load_caption_tokenizer",
+    "load_pairs",
+    "shapes_dataset",
+    "train_caption_tokenizer",
+]

@@ -1,0 +1,454 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""The Diffusion Transformer over the codes of a text and of an image: one sequence, one time for each modality."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.embeddings import (
+    TimestepEmbedding,
+    apply_rotary_emb,
+    get_1d_rotary_pos_embed,
+    get_timestep_embedding,
+)
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+
+
+@dataclass
+class VQDiTOutput(BaseOutput):
+    """
+    Output of [`VQDiTModel`].
+
+    Args:
+        image_logits (`torch.FloatTensor` of shape `(B, h, w, V_x)`):
+            Raw scores of the clean image codes, always float32. MASK is not a class.
+        text_logits (`torch.FloatTensor` of shape `(B, S/r, G, V_y + 1)`):
+            Raw scores of the clean text codes, always float32. The last class is PAD; MASK is not a class.
+    """
+
+    image_logits: torch.FloatTensor
+    text_logits: torch.FloatTensor
+
+
+def rms_norm(hidden_states: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
+    """RMSNorm over the last axis (Zhang & Sennrich 2019), without a weight and in float32 under any autocast."""
+    hidden_states = hidden_states.float()
+    norm = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True)
+    return hidden_states * (norm * hidden_states.shape[-1] ** -0.5 + eps).reciprocal()
+
+
+def modulate(hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """RMSNorm, scaled and shifted, in the dtype of the modulation, in which the next layer computes."""
+    return torch.addcmul(shift, rms_norm(hidden_states).to(shift.dtype), scale)
+
+
+def gather_rows(rows: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Modulation rows `(B, 4, n, D)` to n tensors `(B, L, D)`; `index` `(B, L)` counts through all 4 B rows."""
+    return tuple(
+        row.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape) for row in rows.unbind(dim=2)
+    )
+
+
+def default_axes_dims_rope(head_dim: int) -> tuple[int, int, int]:
+    """About an eighth of the head dimension for time, the rest in equal even parts for row and column."""
+    spatial_dim = 2 * ((head_dim - head_dim // 8) // 4)
+    return head_dim - 2 * spatial_dim, spatial_dim, spatial_dim
+
+
+def rotary_frequencies(positions: torch.Tensor, dim: int, theta: float) -> torch.Tensor:
+    """Rotations e^{i m w_j} of positions `(L,)` at dim / 2 frequencies w_j = theta^(-2j/dim) (Su 2021, RoFormer)."""
+    return get_1d_rotary_pos_embed(dim, positions, theta=theta)  # (L, dim / 2), complex
+
+
+class VQDiTAttnProcessor:
+    """Self-attention with normalised, rotated queries and keys, through diffusers' attention backends."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(self, attn: "VQDiTAttention", hidden_states: torch.Tensor, rotary_emb: torch.Tensor) -> torch.Tensor:
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in (query, key, value))  # (B, L, N, K)
+
+        query = apply_rotary_emb(rms_norm(query) * attn.norm_q, rotary_emb, use_real=False)
+        key = apply_rotary_emb(rms_norm(key) * attn.norm_k, rotary_emb, use_real=False)
+
+        # On a CPU the backward pass of bfloat16 attention is several times slower than that of float32.
+        dtype = torch.float32 if value.is_cpu else value.dtype
+        with torch.autocast(value.device.type, enabled=False):
+            attended = dispatch_attention_fn(
+                query.to(dtype),
+                key.to(dtype),
+                value.to(dtype),
+                backend=self._attention_backend,
+                parallel_config=self._parallel_config,
+            )
+        attended = attended.flatten(2, 3).to(value.dtype)  # (B, L, D)
+        return attn.to_out[1](attn.to_out[0](attended))
+
+
+class VQDiTAttention(nn.Module, AttentionModuleMixin):
+    _default_processor_cls = VQDiTAttnProcessor
+    _available_processors = [VQDiTAttnProcessor]
+
+    def __init__(self, hidden_size: int, heads: int, dropout: float = 0.0):
+        super().__init__()
+        self.heads = heads
+        self.head_dim = hidden_size // heads
+        self.use_bias = False  # read by `fuse_projections`
+        self.to_q = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.to_k = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.to_v = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(hidden_size, hidden_size), nn.Dropout(dropout)])
+        # The weights of QK-RMSNorm (Dehghani 2023) as bare parameters: `nn.RMSNorm` of a bfloat16 input and a float32
+        # weight, which is what autocast hands it, leaves the fused kernel.
+        self.norm_q = nn.Parameter(torch.ones(self.head_dim))
+        self.norm_k = nn.Parameter(torch.ones(self.head_dim))
+        self.set_processor(self._default_processor_cls())
+
+    def forward(self, hidden_states: torch.Tensor, rotary_emb: torch.Tensor) -> torch.Tensor:
+        return self.processor(self, hidden_states, rotary_emb)
+
+
+class VQDiTBlock(nn.Module):
+    """Attention and a SwiGLU, each behind RMSNorm and adaLN-Zero (Peebles & Xie 2023)."""
+
+    def __init__(self, hidden_size: int, num_attention_heads: int, mlp_hidden_size: int, dropout: float = 0.0):
+        super().__init__()
+        self.attn = VQDiTAttention(hidden_size, num_attention_heads, dropout)
+        self.ff = FeedForward(
+            hidden_size, inner_dim=mlp_hidden_size, activation_fn="swiglu", dropout=dropout, bias=False
+        )
+        # This block's own part of the modulation, added to what all blocks share (PixArt-alpha, Chen 2023, Sec. 2.3).
+        self.scale_shift_table = nn.Parameter(torch.zeros(4, 6, hidden_size))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        modulation: torch.Tensor,
+        modulation_index: torch.Tensor,
+        rotary_emb: torch.Tensor,
+    ) -> torch.Tensor:
+        rows = (modulation + self.scale_shift_table).to(modulation.dtype)  # (B, 4, 6, D)
+        attn_shift, attn_scale, attn_gate, ff_shift, ff_scale, ff_gate = gather_rows(rows, modulation_index)
+
+        attended = self.attn(modulate(hidden_states, attn_shift, attn_scale), rotary_emb)
+        hidden_states = hidden_states + attn_gate * attended
+        return hidden_states + ff_gate * self.ff(modulate(hidden_states, ff_shift, ff_scale))
+
+
+# diffusers' cache hooks (`enable_cache`) look a block's class up here. The module is private to diffusers: if another
+# version has moved it, caching is lost and everything else still works.
+try:
+    from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+except ImportError:
+    pass
+else:
+    TransformerBlockRegistry.register(VQDiTBlock, TransformerBlockMetadata(return_hidden_states_index=0))
+
+
+class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterMixin):
+    r"""
+    A Diffusion Transformer (Peebles & Xie 2023) over one sequence of text codes and image codes, with one time for
+    each modality (UniDiffuser, Bao 2023), so that one network holds p(x|y), p(y|x), p(x, y), p(x) and p(y).
+
+    The process is absorbing-state ("masked") diffusion: a hidden code is MASK, and the network predicts the clean
+    codes from those that are left. It is told each modality's *mask rate*, never a schedule's time.
+
+    Args:
+        image_codebook_size (`int`, defaults to 1024):
+            Number V_x of image codes. MASK is V_x.
+        text_codebook_size (`int`, defaults to 1024):
+            Number V_y of text codes. PAD is V_y, MASK is V_y + 1.
+        sample_size (`int` or `tuple[int, int]`, defaults to 8):
+            The code grid (h, w) the model is trained on. Other grids that `patch_size` divides run as well.
+        text_length (`int`, defaults to 16):
+            Number S/r of text positions the model is trained on.
+        text_num_groups (`int`, defaults to 1):
+            Codes G of a text position. They are embedded side by side into one token and predicted one by one.
+        patch_size (`int`, defaults to 1):
+            p x p neighbouring image codes make one token: embedded side by side, predicted one by one.
+        hidden_size (`int`, defaults to 384):
+            Width D.
+        num_layers (`int`, defaults to 12):
+            Number of blocks.
+        num_attention_heads (`int`, defaults to 6):
+            Number of heads; divides `hidden_size` into an even head dimension.
+        mlp_ratio (`float`, defaults to 4.0):
+            The SwiGLU has as many weights as a plain two-layer MLP whose inner width is `mlp_ratio * hidden_size`,
+            so its own inner width is two thirds of that (Shazeer 2020), rounded to a multiple of 32.
+        axes_dims_rope (`tuple[int, int, int]`, *optional*):
+            How the head dimension is split over the rotary axes (time, row, column) of an image token, all even. By
+            default about an eighth goes to time and the rest, in equal parts, to row and column. Text turns by its
+            index over the full head dimension.
+        rope_theta (`float`, defaults to 10000.0):
+            Base of the rotary frequencies.
+        dropout (`float`, defaults to 0.0):
+            Dropout after the attention's output projection and inside the MLP.
+        process (`str`, defaults to `"masked"`):
+            The diffusion process. Only `"masked"` is supported.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["VQDiTBlock"]
+    _repeated_blocks = ["VQDiTBlock"]
+    _skip_layerwise_casting_patterns = ["embed", "norm", "modulation"]
+    # A sliver of the work, where mask rates that are one code apart must stay apart.
+    _keep_in_fp32_modules = ["time_embed", "given_embed"]
+
+    @register_to_config
+    def __init__(
+        self,
+        image_codebook_size: int = 1024,
+        text_codebook_size: int = 1024,
+        sample_size: int | tuple[int, int] = 8,
+        text_length: int = 16,
+        text_num_groups: int = 1,
+        patch_size: int = 1,
+        hidden_size: int = 384,
+        num_layers: int = 12,
+        num_attention_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        axes_dims_rope: tuple[int, int, int] | None = None,
+        rope_theta: float = 10000.0,
+        dropout: float = 0.0,
+        process: str = "masked",
+    ):
+        super().__init__()
+        if process != "masked":
+            raise ValueError(f'`process` must be "masked", the only one supported, but is {process!r}.')
+        if hidden_size % (2 * num_attention_heads) != 0:
+            raise ValueError(
+                "`hidden_size` must be a multiple of 2 * `num_attention_heads`, so that the head dimension is even, "
+                f"but they are {hidden_size} and {num_attention_heads}."
+            )
+        head_dim = hidden_size // num_attention_heads
+        self.axes_dims_rope = default_axes_dims_rope(head_dim) if axes_dims_rope is None else tuple(axes_dims_rope)
+        if (
+            len(self.axes_dims_rope) != 3
+            or sum(self.axes_dims_rope) != head_dim
+            or any(n % 2 for n in self.axes_dims_rope)
+        ):
+            raise ValueError(
+                f"`axes_dims_rope` must be three even numbers (time, row, column) that sum to the head dimension "
+                f"{head_dim}, but is {axes_dims_rope}. The default is {default_axes_dims_rope(head_dim)}."
+            )
+
+        # Codes to tokens. The tables hold MASK, and the text's PAD, besides the codes.
+        self.image_embed = nn.Embedding(image_codebook_size + 1, hidden_size)
+        self.image_proj_in = nn.Linear(patch_size**2 * hidden_size, hidden_size)
+        self.text_embed = nn.Embedding(text_codebook_size + 2, hidden_size)
+        self.text_proj_in = nn.Linear(text_num_groups * hidden_size, hidden_size)
+        self.modality_embed = nn.Parameter(torch.empty(2, hidden_size))  # text, image
+
+        # Mask rates to modulation: the rows (text, given), (text, unknown), (image, given), (image, unknown).
+        self.time_embed = TimestepEmbedding(in_channels=256, time_embed_dim=hidden_size)
+        self.given_embed = nn.Parameter(torch.empty(4, hidden_size))
+        self.modulation_proj = nn.Linear(hidden_size, 6 * hidden_size)
+        self.norm_out_proj = nn.Linear(hidden_size, 2 * hidden_size)
+
+        mlp_hidden_size = 32 * max(1, round(mlp_ratio * hidden_size * 2 / 3 / 32))
+        self.transformer_blocks = nn.ModuleList(
+            [VQDiTBlock(hidden_size, num_attention_heads, mlp_hidden_size, dropout) for _ in range(num_layers)]
+        )
+
+        # Tokens to logits of clean codes.
+        self.image_proj_out = nn.Linear(hidden_size, patch_size**2 * image_codebook_size)
+        self.text_proj_out = nn.Linear(hidden_size, text_num_groups * (text_codebook_size + 1))
+
+        self.gradient_checkpointing = False
+        self._initialize_weights()
+
+    def _initialize_weights(self) -> None:
+        """Xavier for the matrices, and every zero that makes the network the identity at the start, in one place."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for embed in (self.modality_embed, self.given_embed):
+            nn.init.normal_(embed, std=0.02)
+        # adaLN-Zero: shift, scale and gate start at zero, the blocks' tables too; so does the head.
+        zeros = [self.modulation_proj, self.norm_out_proj, self.image_proj_out, self.text_proj_out]
+        for module in zeros:
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        for block in self.transformer_blocks:
+            nn.init.zeros_(block.scale_shift_table)
+
+    @property
+    def image_mask_id(self) -> int:
+        """Id of a hidden image code: V_x, the number of classes of `image_logits`."""
+        return self.config.image_codebook_size
+
+    @property
+    def text_pad_id(self) -> int:
+        """Id of the codes of a text position that is all padding: V_y, the last class of `text_logits`."""
+        return self.config.text_codebook_size
+
+    @property
+    def text_mask_id(self) -> int:
+        """Id of a hidden text code: V_y + 1, the number of classes of `text_logits`."""
+        return self.config.text_codebook_size + 1
+
+    def forward(
+        self,
+        image_codes: torch.LongTensor,
+        text_codes: torch.LongTensor,
+        image_timestep: torch.FloatTensor,
+        text_timestep: torch.FloatTensor,
+        return_dict: bool = True,
+    ) -> VQDiTOutput | tuple[torch.FloatTensor, torch.FloatTensor]:
+        """
+        Predict the clean codes of both modalities.
+
+        Args:
+            image_codes (`torch.LongTensor` of shape `(B, h, w)`):
+                Image codes, 0..V_x - 1, or MASK = V_x. `patch_size` divides h and w.
+            text_codes (`torch.LongTensor` of shape `(B, S/r, G)`):
+                Text codes, 0..V_y - 1, PAD = V_y, or MASK = V_y + 1.
+            image_timestep (`torch.FloatTensor` of shape `(B,)`):
+                Mask rate of the image: the row's fraction of MASK among its codes, 0 (all given) to 1 (all hidden).
+            text_timestep (`torch.FloatTensor` of shape `(B,)`):
+                Mask rate of the text.
+            return_dict (`bool`, defaults to `True`):
+                Whether to return a [`VQDiTOutput`] instead of a tuple.
+
+        Returns:
+            [`VQDiTOutput`], or the tuple `(image_logits, text_logits)`.
+
+        Raises:
+            `ValueError`: a shape does not fit the configuration. The range of the codes is left to the embedding.
+        """
+        self._check_inputs(image_codes, text_codes, image_timestep, text_timestep)
+
+        # 1. Codes to tokens, text first
+        text_tokens, text_given = self._embed_text(text_codes)  # (B, S/r, D), (B, S/r)
+        image_tokens, image_given = self._embed_image(image_codes)  # (B, h w / p^2, D), (B, h w / p^2)
+        hidden_states = torch.cat([text_tokens, image_tokens], dim=1)  # (B, L, D)
+
+        # 2. Rotations and modulation rows
+        rotary_emb = self._rotary_emb(text_codes, image_codes)  # (1, L, K / 2)
+        modulation, norm_out_modulation = self._modulation(image_timestep, text_timestep)  # (B, 4, 6, D), (B, 4, 2, D)
+        modulation_index = self._modulation_index(text_given, image_given)  # (B, L)
+
+        # 3. Blocks
+        for block in self.transformer_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden_states = self._gradient_checkpointing_func(
+                    block, hidden_states, modulation, modulation_index, rotary_emb
+                )
+            else:
+                hidden_states = block(hidden_states, modulation, modulation_index, rotary_emb)
+
+        # 4. Heads
+        hidden_states = modulate(hidden_states, *gather_rows(norm_out_modulation, modulation_index))
+        text_tokens, image_tokens = hidden_states.split([text_tokens.shape[1], image_tokens.shape[1]], dim=1)
+        image_logits = self._image_logits(image_tokens, image_codes)  # (B, h, w, V_x)
+        text_logits = self.text_proj_out(text_tokens).unflatten(-1, (text_codes.shape[2], -1))  # (B, S/r, G, V_y + 1)
+        image_logits, text_logits = image_logits.float(), text_logits.float()
+
+        if not return_dict:
+            return image_logits, text_logits
+        return VQDiTOutput(image_logits=image_logits, text_logits=text_logits)
+
+    def _embed_text(self, text_codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The G codes of a position side by side make one token; it is given when none of them is MASK."""
+        tokens = self.text_proj_in(self.text_embed(text_codes).flatten(2)) + self.modality_embed[0]
+        return tokens, (text_codes != self.text_mask_id).all(dim=-1)
+
+    def _embed_image(self, image_codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The p x p codes of a patch side by side make one token; it is given when none of them is MASK."""
+        p = self.config.patch_size
+        patches = image_codes.unflatten(2, (-1, p)).unflatten(1, (-1, p))  # (B, h/p, p, w/p, p)
+        patches = patches.transpose(2, 3).flatten(3).flatten(1, 2)  # (B, h w / p^2, p^2)
+        tokens = self.image_proj_in(self.image_embed(patches).flatten(2)) + self.modality_embed[1]
+        return tokens, (patches != self.image_mask_id).all(dim=-1)
+
+    def _image_logits(self, image_tokens: torch.Tensor, image_codes: torch.Tensor) -> torch.Tensor:
+        """The inverse of the patches of `_embed_image`: each token predicts its p x p codes one by one."""
+        p = self.config.patch_size
+        height, width = image_codes.shape[1:]
+        logits = self.image_proj_out(image_tokens)  # (B, h w / p^2, p^2 V_x)
+        logits = logits.unflatten(1, (height // p, width // p)).unflatten(-1, (p, p, -1))  # (B, h/p, w/p, p, p, V_x)
+        return logits.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, h, w, V_x)
+
+    def _rotary_emb(self, text_codes: torch.Tensor, image_codes: torch.Tensor) -> torch.Tensor:
+        """Text turns by its index over the full head dimension, image patches by (time, row, column)."""
+        p = self.config.patch_size
+        theta = self.config.rope_theta
+        device = text_codes.device
+        text = rotary_frequencies(torch.arange(text_codes.shape[1], device=device), sum(self.axes_dims_rope), theta)
+        frames, rows, columns = 1, image_codes.shape[1] // p, image_codes.shape[2] // p
+        axes = torch.meshgrid(*(torch.arange(n, device=device) for n in (frames, rows, columns)), indexing="ij")
+        image = [
+            rotary_frequencies(positions.flatten(), dim, theta)
+            for positions, dim in zip(axes, self.axes_dims_rope, strict=True)
+        ]
+        return torch.cat([text, torch.cat(image, dim=-1)])[None]
+
+    def _modulation(
+        self, image_timestep: torch.Tensor, text_timestep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Four rows for each item: (text, given), (text, unknown), (image, given), (image, unknown)."""
+        rates = torch.stack([text_timestep, image_timestep], dim=1).float()  # (B, 2)
+        features = get_timestep_embedding(1000 * rates.flatten(), 256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        embedded = self.time_embed(features.to(self.given_embed.dtype)).unflatten(0, rates.shape)  # (B, 2, D)
+        conditioning = F.silu(embedded.repeat_interleave(2, dim=1) + self.given_embed)  # (B, 4, D)
+        conditioning = conditioning.to(self.modality_embed.dtype)
+        modulation = self.modulation_proj(conditioning).unflatten(-1, (6, -1))
+        norm_out_modulation = self.norm_out_proj(conditioning).unflatten(-1, (2, -1))
+        for rows in (modulation, norm_out_modulation):
+            rows[:, :, 1::3] += 1  # the scales are offsets from one
+        return modulation, norm_out_modulation
+
+    def _modulation_index(self, text_given: torch.Tensor, image_given: torch.Tensor) -> torch.Tensor:
+        """Which of the batch's 4 B modulation rows each token takes."""
+        row = torch.cat([1 - text_given.long(), 3 - image_given.long()], dim=1)  # (B, L), in 0..3
+        return row + 4 * torch.arange(row.shape[0], device=row.device)[:, None]
+
+    def _check_inputs(
+        self,
+        image_codes: torch.Tensor,
+        text_codes: torch.Tensor,
+        image_timestep: torch.Tensor,
+        text_timestep: torch.Tensor,
+    ) -> None:
+        """Shapes and dtypes only: looking at values would make the device wait."""
+        p, groups = self.config.patch_size, self.config.text_num_groups
+        for name, codes in (("image_codes", image_codes), ("text_codes", text_codes)):
+            if codes.ndim != 3 or codes.dtype != torch.int64:
+                raise ValueError(
+                    f"`{name}` must be an int64 tensor with 3 axes, but has shape {tuple(codes.shape)} and dtype "
+                    f"{codes.dtype}. Image codes are (batch, h, w), text codes (batch, positions, groups)."
+                )
+        if image_codes.shape[1] % p != 0 or image_codes.shape[2] % p != 0:
+            raise ValueError(
+                f"`patch_size` {p} must divide the code grid, but `image_codes` has shape {tuple(image_codes.shape)}. "
+                f"Choose a height and width in pixels that the VQ-VAE's downsampling factor times {p} divides."
+            )
+        if text_codes.shape[2] != groups:
+            raise ValueError(
+                f"`text_codes` must have `text_num_groups` = {groups} codes a position, but has shape "
+                f"{tuple(text_codes.shape)}. Was this model trained with another VQ-VAE?"
+            )
+        batch_shape = image_codes.shape[:1]
+        shapes = [tuple(x.shape) for x in (text_codes[:, 0, 0], image_timestep, text_timestep)]
+        if any(shape != batch_shape for shape in shapes):
+            raise ValueError(
+                "`text_codes`, `image_timestep` and `text_timestep` must have the batch size of `image_codes`, "
+                f"{batch_shape[0]}, and the timesteps one axis, but have {len(text_codes)} rows and the shapes "
+                f"{shapes[1]} and {shapes[2]}."
+            )

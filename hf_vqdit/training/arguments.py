@@ -1,0 +1,347 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""The settings of the scripts: typed dataclasses, defaults from a YAML file, and the command line, which wins."""
+
+import argparse
+import difflib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+from hf_vqdit.data import load_pairs
+from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
+from hf_vqdit.training.codebook import CodebookTrainer
+from hf_vqdit.training.losses import TOKENIZER_LOSS_WEIGHTS
+
+CONFIG_FORMAT_VERSION = 1  # of the YAML files; a change that would misread older files raises it
+SECTIONS = ("common", "vqvae", "dit", "codes", "evaluate")
+
+Arguments = TypeVar("Arguments")
+
+
+class Keywords(dict):
+    """Arguments of some other class or function: a mapping in YAML, JSON on the command line."""
+
+    def __init__(self, value: str | Iterable = ()):
+        try:
+            super().__init__(json.loads(value) if isinstance(value, str) else value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{value!r} is not a mapping in JSON: {error}") from error
+
+    def check(self, name: str, known: Callable | Iterable[str]) -> None:
+        """Raises a `ValueError` that names the first key which is no parameter of `known`."""
+        _check_known(self, list(inspect.signature(known).parameters) if callable(known) else known, f"`{name}`")
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass(kw_only=True)
+class DataArguments:
+    """The image-text pairs."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata=_help('"shapes" or "emoji" (built in), a data set of the Hub, or a folder that holds one.'),
+    )
+    dataset_config_name: str | None = field(
+        default=None,
+        metadata=_help('Its configuration: "one_object" or "two_objects" for shapes, "en" or "en-zh" for emoji.'),
+    )
+    train_data_dir: str | None = field(default=None, metadata=_help("A folder of pictures with a metadata file."))
+    image_column: str | None = field(
+        default=None, metadata=_help("Column of the pictures; found by itself if left out.")
+    )
+    caption_column: str | None = field(
+        default=None, metadata=_help("Column of the captions; found by itself if left out.")
+    )
+    max_train_samples: int | None = field(default=None, metadata=_help("Train on no more than this many pairs."))
+    num_train_rows: int | None = field(
+        default=None, metadata=_help("Pairs to draw, for the data sets that are drawn.")
+    )
+    validation_fraction: float = field(
+        default=0.05, metadata=_help("Part of the pairs that is held out, if the data set has no validation split.")
+    )
+    resolution: int = field(default=32, metadata=_help("Side of the training pictures, in pixels."))
+    center_crop: bool = field(
+        default=True, metadata=_help("Cut the square from the middle of a picture; otherwise from its upper left.")
+    )
+    random_flip: bool = field(
+        default=False, metadata=_help("Mirror half of the pictures; not for captions that name left and right.")
+    )
+    cache_dir: str | None = field(default=None, metadata=_help("Where data sets are kept."))
+    dataloader_num_workers: int = field(
+        default=0, metadata=_help("Processes that load data; 0 loads in the main one.")
+    )
+    seed: int = field(default=0, metadata=_help("Seed of everything that is random."))
+
+    @property
+    def pairs(self) -> dict[str, Any]:
+        """The settings that `load_pairs` takes."""
+        return {name: getattr(self, name) for name in inspect.signature(load_pairs).parameters}
+
+
+@dataclass(kw_only=True)
+class OptimizationArguments:
+    """How the weights move."""
+
+    train_batch_size: int = field(default=32, metadata=_help("Pairs a micro-batch, on each process."))
+    gradient_accumulation_steps: int = field(default=1, metadata=_help("Micro-batches an optimizer step."))
+    gradient_checkpointing: bool = field(default=False, metadata=_help("Less memory for more time; the same result."))
+    learning_rate: float = field(default=1e-3, metadata=_help("Learning rate after warm-up."))
+    lr_scheduler: str = field(
+        default="cosine",
+        metadata=_help(
+            'How it goes on: "cosine", "linear", "constant_with_warmup", or another name that diffusers knows.'
+        ),
+    )
+    lr_warmup_steps: int = field(default=100, metadata=_help("Optimizer steps until the full learning rate."))
+    adam_beta1: float = field(default=0.9, metadata=_help("AdamW: decay of the mean."))
+    adam_beta2: float = field(default=0.99, metadata=_help("AdamW: decay of the mean square."))
+    adam_weight_decay: float = field(
+        default=0.03, metadata=_help("AdamW: weight decay of the matrices. Norms, embeddings and biases have none.")
+    )
+    adam_epsilon: float = field(default=1e-8, metadata=_help("AdamW: epsilon."))
+    max_grad_norm: float = field(default=1.0, metadata=_help("Gradients are clipped to this norm."))
+    use_ema: bool = field(default=True, metadata=_help("Keep a moving average of the weights, and ship it."))
+    ema_decay: float = field(default=0.999, metadata=_help("Decay of that average; it starts lower by itself."))
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = field(
+        default="auto", metadata=_help('"auto" takes bf16 where the processor is fast at it, and says so.')
+    )
+
+
+@dataclass(kw_only=True)
+class LoopArguments:
+    """How long, what is looked at on the way, and where everything goes."""
+
+    output_dir: str = field(metadata=_help("Where checkpoints, samples, logs and the result go."))
+    max_train_steps: int = field(default=1000, metadata=_help("Optimizer steps."))
+    num_train_epochs: float | None = field(
+        default=None, metadata=_help("Passes over the training pairs; sets `max_train_steps` if given.")
+    )
+    logging_steps: int = field(default=20, metadata=_help("Optimizer steps between two lines of the log."))
+    logging_dir: str = field(default="logs", metadata=_help("Folder of the trackers, inside `output_dir`."))
+    report_to: str = field(default="tensorboard", metadata=_help('A tracker that accelerate knows, "all", or "none".'))
+    validation_steps: int = field(default=500, metadata=_help("Optimizer steps between two validations; 0 for none."))
+    num_validation_samples: int = field(default=256, metadata=_help("Held-out pairs a validation."))
+    checkpointing_steps: int = field(default=500, metadata=_help("Optimizer steps between checkpoints; 0 for none."))
+    checkpoints_total_limit: int | None = field(default=2, metadata=_help("Checkpoints kept, the newest."))
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata=_help('A checkpoint folder, or "latest" (starts anew if there is none yet).')
+    )
+    dry_run: bool = field(default=False, metadata=_help("Print configuration, parameters and FLOPs a step, and end."))
+
+
+@dataclass(kw_only=True)
+class HubArguments:
+    """Sharing. The token is that of the environment or of `hf auth login`: no flag, so that no log can hold it."""
+
+    push_to_hub: bool = field(default=False, metadata=_help("Upload the result when training ends."))
+    hub_model_id: str | None = field(default=None, metadata=_help("Repository; by default named after `output_dir`."))
+
+
+@dataclass(kw_only=True)
+class TrainVQVAEArguments(HubArguments, LoopArguments, OptimizationArguments, DataArguments):
+    """Settings of `training_scripts/train_vqvae.py`."""
+
+    pretrained_model_name_or_path: str | None = field(
+        default=None, metadata=_help("Fine-tune this: a folder or repository with `vqvae` and `tokenizer` inside.")
+    )
+    model_init_kwargs: Keywords = field(
+        default_factory=Keywords,
+        metadata=_help("Arguments of a new `MultimodalVQVAE`, as JSON; laid over those of the YAML."),
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata=_help("Caption tokenizer to use; by default one is trained on the captions.")
+    )
+    vocab_size: int = field(default=512, metadata=_help("Most tokens of a caption tokenizer trained here."))
+    model_max_length: int = field(
+        default=16, metadata=_help("Tokens a caption, the end token included; r divides it.")
+    )
+    train_modalities: str = field(default="image,text", metadata=_help('"image,text", "image" or "text".'))
+    quantizer_start_step: int = field(
+        default=100, metadata=_help("Optimizer steps without quantization, before the codebooks start by k-means.")
+    )
+    codebook_kwargs: Keywords = field(
+        default_factory=Keywords,
+        metadata=_help("Further arguments of `CodebookTrainer`, as JSON; laid over those of the YAML."),
+    )
+    loss_weights: Keywords = field(
+        default_factory=Keywords,
+        metadata=_help(f"Weights of the loss terms, as JSON, laid over {TOKENIZER_LOSS_WEIGHTS}."),
+    )
+    blank_fraction: float = field(
+        default=0.2, metadata=_help("Part of the pictures that get a blank rectangle, as inpainting will blank them.")
+    )
+
+    def __post_init__(self) -> None:
+        if not self.modalities <= {"image", "text"}:
+            raise ValueError(f'`train_modalities` is {self.train_modalities!r}; give "image,text", "image" or "text".')
+        self.model_init_kwargs.check("model_init_kwargs", MultimodalVQVAE)
+        self.codebook_kwargs.check("codebook_kwargs", CodebookTrainer)
+        self.loss_weights.check("loss_weights", TOKENIZER_LOSS_WEIGHTS)
+        self.loss_weights = Keywords(TOKENIZER_LOSS_WEIGHTS | self.loss_weights)
+
+    @property
+    def modalities(self) -> set[str]:
+        """The modalities to train."""
+        return {name.strip() for name in self.train_modalities.split(",")}
+
+
+@dataclass(kw_only=True)
+class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, DataArguments):
+    """Settings of `training_scripts/train_dit.py`."""
+
+    vqvae_model_name_or_path: str | None = field(
+        default=None, metadata=_help("The tokenizer: a folder or repository with `vqvae` and `tokenizer` inside.")
+    )
+    pretrained_model_name_or_path: str | None = field(
+        default=None, metadata=_help("Fine-tune this pipeline; its tokenizer is used too.")
+    )
+    codes_dir: str | None = field(
+        default=None, metadata=_help("What `encode_codes.py` wrote. Otherwise pictures are encoded on the fly.")
+    )
+    model_init_kwargs: Keywords = field(
+        default_factory=Keywords,
+        metadata=_help("Arguments of a new `VQDiTModel`, as JSON; laid over those of the YAML."),
+    )
+    scheduler_kwargs: Keywords = field(
+        default_factory=Keywords,
+        metadata=_help("Arguments of the image scheduler, as JSON; laid over those of the YAML."),
+    )
+    text_scheduler_kwargs: Keywords = field(
+        default_factory=Keywords,
+        metadata=_help("Arguments of the text scheduler, as JSON; laid over those of the YAML."),
+    )
+    time_mixture: Keywords = field(
+        default_factory=Keywords,
+        metadata=_help("How often each kind of task is trained (`TimeMixture`), as JSON; over the YAML's."),
+    )
+    objective_kwargs: Keywords = field(
+        default_factory=Keywords,
+        metadata=_help("Weights of the loss (`masked_objective`), as JSON; laid over those of the YAML."),
+    )
+    validation_prompts: list[str] | None = field(
+        default=None, metadata=_help("Prompts of the sample grids; by default held-out captions.")
+    )
+    num_inference_steps: int = field(default=16, metadata=_help("Sampling steps of the sample grids."))
+    guidance_scale: float = field(default=3.0, metadata=_help("Guidance of the sample grids."))
+    num_bound_samples: int = field(
+        default=4, metadata=_help("Draws a pair for the bounds of the validation; 0 for none.")
+    )
+
+
+@dataclass(kw_only=True)
+class EncodeCodesArguments(DataArguments):
+    """Settings of `training_scripts/encode_codes.py`."""
+
+    vqvae_model_name_or_path: str = field(
+        metadata=_help("The tokenizer: a folder or repository with `vqvae` and `tokenizer` inside.")
+    )
+    output_dir: str = field(metadata=_help("Where the codes go."))
+    train_batch_size: int = field(default=256, metadata=_help("Pairs encoded at a time."))
+
+
+SCRIPT_ARGUMENTS = (TrainVQVAEArguments, TrainDiTArguments, EncodeCodesArguments)
+
+
+def parse_arguments(arguments_class: type[Arguments], section: str, argv: Sequence[str] | None = None) -> Arguments:
+    """Reads the settings of one script from `--config` (a YAML file) and the command line, which wins.
+
+    The file holds `format_version: 1`, one mapping for each script, and `common` for all of them. Keys are the fields
+    of the script's dataclass; null leaves the default. A key of `common` is used where it is known, and has to be
+    known to some script. A setting that is a mapping is JSON on the command line, laid key by key over the file's.
+
+    Args:
+        arguments_class (`type`): A dataclass of settings.
+        section (`str`): The script's section of the file.
+        argv (`Sequence[str]`, *optional*): The command line; by default the process's own.
+
+    Returns:
+        An instance of `arguments_class`.
+
+    Raises:
+        ValueError: If a key or flag is unknown, or the file is of another format version.
+    """
+    parser = HfArgumentParser(arguments_class, allow_abbrev=False)
+    parser.add_argument("--config", type=str, default=None, help="YAML file with the defaults of this run.")
+    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config_parser.add_argument("--config", type=str, default=None)
+    config, argv = config_parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
+
+    names = {item.name for item in fields(arguments_class)}
+    settings = read_config(config.config, section, names) if config.config is not None else {}
+    mappings = {name: value for name, value in settings.items() if isinstance(value, dict)}
+
+    # The file is read as a command line before the real one: same types, same checks, and the last wins.
+    tokens = [token for name, value in settings.items() if name not in mappings for token in _to_tokens(name, value)]
+    namespace, unknown = parser.parse_known_args(tokens + argv)
+    _check_known([token[2:].split("=")[0] for token in unknown if token.startswith("--")], names, "The command line")
+    if unknown:
+        raise ValueError(f"The command line has {unknown[0]!r}, which belongs to no flag.")
+    values = {name: value for name, value in vars(namespace).items() if name in names}
+    for name, mapping in mappings.items():
+        if not isinstance(values[name], Keywords):
+            raise ValueError(f"`{name}` in {config.config} is a mapping; it must be a single value.")
+        values[name] = Keywords(mapping | values[name])
+    return arguments_class(**values)
+
+
+def read_config(path: str | Path, section: str, names: Iterable[str]) -> dict[str, Any]:
+    """Settings of one script from a YAML file: `common`, and its own section over it.
+
+    Args:
+        path (`str`): The file.
+        section (`str`): The script's section.
+        names (`Iterable[str]`): The settings that the script knows.
+
+    Returns:
+        `dict[str, Any]`: Values by name, as they stand in the file.
+
+    Raises:
+        ValueError: If a key is unknown or the format version differs.
+    """
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    if not isinstance(content, dict) or content.pop("format_version", None) != CONFIG_FORMAT_VERSION:
+        raise ValueError(
+            f"{path} must hold `format_version: {CONFIG_FORMAT_VERSION}`, the version that this hf_vqdit reads: bring "
+            "the file to it, or use the version of hf_vqdit that the file was made for."
+        )
+    _check_known(content, SECTIONS, path)
+    common, own = content.get("common") or {}, content.get(section) or {}
+    names = set(names)
+    known_somewhere = names.union(*({item.name for item in fields(cls)} for cls in SCRIPT_ARGUMENTS))
+    _check_known(common, known_somewhere, f"`common` in {path}")
+    _check_known(own, names, f"`{section}` in {path}")
+    settings = {name: value for name, value in common.items() if name in names} | own
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def write_config(arguments: Any, section: str, path: str | Path) -> None:
+    """Writes the settings of a run as a YAML file that `--config` reads again."""
+    settings = {item.name: getattr(arguments, item.name) for item in fields(arguments)}
+    settings = {name: dict(value) if isinstance(value, Keywords) else value for name, value in settings.items()}
+    content = {"format_version": CONFIG_FORMAT_VERSION, section: settings}
+    Path(path).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def _to_tokens(name: str, value: Any) -> list[str]:
+    """A setting as it would stand on the command line."""
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={value}"]
+
+
+def _check_known(keys: Iterable[str], known: Iterable[str], where: str | Path) -> None:
+    known = list(known)
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3) or sorted(known)
+            raise ValueError(f"{where} has the unknown key {key!r}. Did you mean: {', '.join(near)}?")

@@ -1,0 +1,102 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""Sample grids while training: what a look at the run would want to see first."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from hf_vqdit.evaluation.grids import GridItem, draw_section, stack_sections
+from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
+
+NUM_PREVIEWS = 8
+
+
+@torch.no_grad()
+def preview_reconstructions(
+    vqvae: MultimodalVQVAE, tokenizer: PreTrainedTokenizerBase, batch: dict[str, Any]
+) -> Image.Image:
+    """Draws pairs of a batch beside what comes back of them.
+
+    Args:
+        vqvae (`MultimodalVQVAE`): The tokenizer.
+        tokenizer (`PreTrainedTokenizerBase`): The caption tokenizer.
+        batch (`dict`): A batch of pairs; its first eight are drawn.
+
+    Returns:
+        `PIL.Image.Image`: Pictures beside their reconstructions, each with the caption that comes back under it.
+    """
+    pixel_values, input_ids = batch["pixel_values"][:NUM_PREVIEWS], batch["input_ids"][:NUM_PREVIEWS]
+    pictures = [(picture,) for picture in to_pictures(pixel_values)]
+    captions = read_captions(tokenizer, input_ids)
+    if vqvae.image_codebook_size is not None:
+        codes = vqvae.encode(image=pixel_values).image_codes
+        reconstructions = to_pictures(vqvae.decode(image_codes=codes).image)
+        pictures = [(*pair, other) for pair, other in zip(pictures, reconstructions, strict=True)]
+    if vqvae.config.text_codec is not None:
+        codes = vqvae.encode(text=input_ids).text_codes
+        captions = read_captions(tokenizer, vqvae.decode(text_codes=codes).text_logits.argmax(dim=-1))
+    items = [GridItem(*item) for item in zip(pictures, captions, strict=True)]
+    return draw_section("Reconstructions", items, "picture, what comes back of it, and its caption as it comes back")
+
+
+def preview_pipeline(
+    pipeline: DiffusionPipeline,
+    prompts: Sequence[str],
+    image_codes: torch.LongTensor,
+    *,
+    num_inference_steps: int,
+    guidance_scale: float,
+    seed: int,
+) -> Image.Image:
+    """Draws what the pipeline generates in three directions, with the same noise each time.
+
+    Args:
+        pipeline (`VQDiTPipeline`): The pipeline.
+        prompts (`Sequence[str]`): Captions to draw.
+        image_codes (`torch.LongTensor` of shape `(B, h, w)`): Codes of real pictures to describe; the first eight.
+        num_inference_steps (`int`): Sampling steps.
+        guidance_scale (`float`): Guidance by the prompt.
+        seed (`int`): Seed of the samples.
+
+    Returns:
+        `PIL.Image.Image`: Pictures over their prompts, real pictures over their captions, and pairs made up together.
+    """
+    settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    prompts = list(prompts[:NUM_PREVIEWS])
+    drawn = pipeline(prompts, generator=_generators(seed, len(prompts)), **settings).images
+    with torch.no_grad():
+        pictures = to_pictures(pipeline.vqvae.decode(image_codes=image_codes[:NUM_PREVIEWS]).image)
+    written = pipeline(image=pictures, generator=_generators(seed, len(pictures)), **settings).texts
+    pairs = pipeline(num_images_per_prompt=NUM_PREVIEWS, generator=_generators(seed, NUM_PREVIEWS), **settings)
+    sections = {
+        "Prompt to picture": zip(drawn, prompts, strict=True),
+        "Picture to caption": zip(pictures, written, strict=True),
+        "Pairs": zip(pairs.images, pairs.texts, strict=True),
+    }
+    return stack_sections(
+        [
+            draw_section(title, [GridItem((picture,), caption) for picture, caption in items])
+            for title, items in sections.items()
+        ]
+    )
+
+
+def to_pictures(pixel_values: torch.Tensor) -> list[Image.Image]:
+    """Pixels (B, 3, H, W) in [-1, 1] as pictures."""
+    return VaeImageProcessor().postprocess(pixel_values.float(), output_type="pil")
+
+
+def read_captions(tokenizer: PreTrainedTokenizerBase, token_ids: torch.LongTensor) -> list[str]:
+    """Token ids (B, S) as captions, up to EOS."""
+    lengths = ((token_ids == tokenizer.eos_token_id).cumsum(dim=1) == 0).sum(dim=1)
+    rows = [ids[:length] for ids, length in zip(token_ids.tolist(), lengths.tolist(), strict=True)]
+    return tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _generators(seed: int, count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in range(count)]

@@ -1,0 +1,406 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""What the training scripts share: precision, data, logs, checkpoints and resume, averaged weights, the dry run."""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import PartialState
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object, set_seed
+from diffusers import ModelMixin
+from diffusers.training_utils import EMAModel
+from huggingface_hub import create_repo
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_vqdit.data import ResumableBatchSampler, RowKey
+from hf_vqdit.training.arguments import OptimizationArguments, write_config
+from hf_vqdit.training.checkpoints import find_checkpoint, publish, read_state
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingRun:
+    """One run of a training script: its accelerator, its folder, its data, its log and its checkpoints.
+
+    A checkpoint is written to `checkpoint-{step}.tmp` and renamed when complete. Its sub-folders load with
+    `from_pretrained`: the model under its name, the averaged weights under `{name}_ema`.
+
+    Args:
+        arguments (`TrainVQVAEArguments` or `TrainDiTArguments`): The settings.
+        section (`str`): The script's section of the YAML files.
+
+    Raises:
+        ValueError: If the checkpoint to resume from is missing or of another format version, or if a run that shall
+            start anew finds checkpoints of an earlier one.
+    """
+
+    def __init__(self, arguments: Any, section: str):
+        self.arguments, self.section = arguments, section
+        self.output_dir = Path(arguments.output_dir)
+        self.repo_id = arguments.hub_model_id or self.output_dir.resolve().name
+        self.checkpoint = find_checkpoint(self.output_dir, arguments.resume_from_checkpoint)
+        self.resumed_state = read_state(self.checkpoint) if self.checkpoint else {}
+        self.first_step = self.resumed_state.get("step", 0)
+        self.skipped: dict[str, str] = {}  # key -> reason of the data records that could not be read
+        self.num_truncated = 0  # captions, each time they are read
+        self._sums: dict[str, torch.Tensor] = {}
+
+        process = PartialState()
+        logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+        logging.getLogger("hf_vqdit").setLevel(logging.INFO if process.is_main_process else logging.WARNING)
+        self.accelerator = Accelerator(
+            gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+            mixed_precision=self._choose_precision(process),
+            log_with=None if arguments.report_to == "none" else arguments.report_to,
+            project_config=ProjectConfiguration(str(self.output_dir), str(self.output_dir / arguments.logging_dir)),
+        )
+        set_seed(arguments.seed, device_specific=True)
+        if not arguments.dry_run:
+            self._open_output()
+        self.restart_clock()
+
+    def _choose_precision(self, process: PartialState) -> str:
+        """The precision, the same on all processes; a resume keeps what was chosen, or it would not be exact."""
+        if self.arguments.mixed_precision != "auto":
+            return self.arguments.mixed_precision
+        choice = self.resumed_state.get("mixed_precision")
+        if choice is None and process.is_main_process:
+            choice = choose_precision(process.device)
+        return broadcast_object_list([choice])[0]
+
+    def _open_output(self) -> None:
+        """Writes the resolved settings and opens the trackers."""
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            write_config(self.arguments, self.section, self.output_dir / "training_config.yaml")
+            if self.arguments.push_to_hub:  # a missing login shows now rather than after the training
+                create_repo(self.repo_id, exist_ok=True)
+        settings = self.settings.items()
+        config = {name: value if isinstance(value, int | float) else str(value) for name, value in settings}
+        self.accelerator.init_trackers(self.section, config)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The resolved settings by name."""
+        return dict(vars(self.arguments))
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows an optimizer step, over all micro-batches and processes."""
+        processes = self.accelerator.num_processes
+        return self.arguments.train_batch_size * self.arguments.gradient_accumulation_steps * processes
+
+    def is_due(self, every: int, step: int) -> bool:
+        """Whether what happens every so many steps (0: never), and after the last one, happens after this one."""
+        return every > 0 and (step % every == 0 or step == self.arguments.max_train_steps)
+
+    # Data
+
+    def batches(self, dataset: Dataset, collate_fn: Callable) -> Iterator[dict[str, Any]]:
+        """The micro-batches of this process, from the first step to the last; settles how many steps the epochs are.
+
+        Args:
+            dataset (`torch.utils.data.Dataset`): A `PairDataset` or `CodesDataset`.
+            collate_fn (`Callable`): The function that batches its items.
+
+        Returns:
+            `Iterator[dict]`
+        """
+        arguments, accelerator = self.arguments, self.accelerator
+        if arguments.num_train_epochs is not None:
+            arguments.max_train_steps = math.ceil(arguments.num_train_epochs * len(dataset) / self.global_batch_size)
+        sampler = ResumableBatchSampler(
+            len(dataset),
+            arguments.train_batch_size,
+            accelerator.num_processes,
+            accelerator.process_index,
+            arguments.gradient_accumulation_steps,
+            arguments.seed,
+            self.first_step,
+            max_train_steps=arguments.max_train_steps,
+        )
+        # With a generator of its own the loader draws nothing from the global one, whose state a checkpoint restores.
+        loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=collate_fn,
+            num_workers=arguments.dataloader_num_workers,
+            generator=torch.Generator().manual_seed(arguments.seed),
+        )
+        return iter(loader)
+
+    def next_batch(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        """The next micro-batch, on this process's device; counts the seconds waited for it and its bad records."""
+        start = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - start
+        for key, reason in batch["skipped"]:
+            if key not in self.skipped:
+                logger.warning("Skipped %s: %s", key, reason)
+            self.skipped[key] = reason
+        if "truncated" in batch:
+            self.num_truncated += int(batch["truncated"].sum())
+        return self._to_device(batch)
+
+    def first_batches(self, dataset: Dataset, collate_fn: Callable, num_rows: int) -> Iterator[dict[str, Any]]:
+        """The first rows of a data set, in order, in batches; the whole of it on each process that asks."""
+        rows = range(min(len(dataset), num_rows))
+        for start in rows[:: self.arguments.train_batch_size]:
+            items = [dataset[RowKey(0, row, row)] for row in rows[start : start + self.arguments.train_batch_size]]
+            yield self._to_device(collate_fn(items))
+
+    def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        device = self.accelerator.device
+        return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+
+    # Log
+
+    def gather(self, terms: Mapping[str, torch.Tensor]) -> None:
+        """Takes in numbers of the rows of one micro-batch, by name, for [`averages`].
+
+        Args:
+            terms (`Mapping[str, torch.Tensor]`):
+                Numbers of shape `(n,)`, one for each row that has it; the same names on all processes.
+        """
+        for name, rows in terms.items():
+            rows = rows.detach().float()
+            total = torch.stack([rows.sum(), rows.new_tensor(float(len(rows)))])
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+
+    def averages(self, step: int) -> dict[str, float]:
+        """The means, over all rows of the global batch that have them, of what was gathered since the last call.
+
+        Args:
+            step (`int`): The optimizer step, counted from 1, for the error.
+
+        Returns:
+            `dict[str, float]`
+
+        Raises:
+            FloatingPointError: If one of them is NaN or infinite.
+        """
+        sums = self.accelerator.reduce(torch.stack(list(self._sums.values())), reduction="sum").tolist()
+        averages = {name: total / count for name, (total, count) in zip(self._sums, sums, strict=True) if count}
+        self._sums.clear()
+        check_finite(averages, step)
+        return averages
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Sends metrics, the loop's speed and the part of it that waits for data to the trackers and the log."""
+        elapsed = time.perf_counter() - self._clock_start
+        speed = {"steps_per_second": (step - self._clock_step) / elapsed, "data_wait": self._waited / elapsed}
+        self.accelerator.log({**metrics, **speed}, step=step)
+        logger.info("step %d of %d  %s", step, self.arguments.max_train_steps, _to_line({**metrics, **speed}))
+        self.restart_clock(step)
+
+    def log_validation(self, step: int, figures: Mapping[str, float]) -> None:
+        """Sends what was measured on held-out pairs to the trackers and the log."""
+        self.accelerator.log({f"validation/{name}": value for name, value in figures.items()}, step=step)
+        logger.info("validation after step %d  %s", step, _to_line(figures))
+
+    def restart_clock(self, step: int | None = None) -> None:
+        """Measures speed and waiting anew: after a validation or a checkpoint, which are no part of a step."""
+        self._clock_step = self.first_step if step is None else step
+        self._clock_start, self._waited = time.perf_counter(), 0.0
+
+    def save_samples(self, step: int, page: Image.Image) -> None:
+        """Saves a picture grid under `samples/` and shows it in the trackers."""
+        folder = self.output_dir / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        page.save(folder / f"step-{step:06d}.png")
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({"samples": np.asarray(page)[None]}, step=step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({"samples": [page]}, step=step)
+
+    def finish(self) -> None:
+        """Reports what could not be read of the data, and closes the trackers."""
+        skipped = dict(gather_object(list(self.skipped.items())))
+        num_truncated = sum(gather_object([self.num_truncated]))
+        if skipped:
+            logger.warning("%d records could not be read and were skipped: %s", len(skipped), list(skipped)[:10])
+        if num_truncated:
+            logger.warning("%d times a caption longer than the text context lost its end.", num_truncated)
+        self.accelerator.end_training()
+
+    # Checkpoints
+
+    def register(self, name: str, model: ModelMixin, ema: EMAModel | None, *stateful: Any, **companions: Any) -> None:
+        """Says what a checkpoint holds besides the prepared optimizer; before [`resume`] and [`save_checkpoint`].
+
+        Args:
+            name (`str`): Sub-folder of the model.
+            model (`ModelMixin`): The model, not wrapped.
+            ema (`EMAModel`, *optional*): Its averaged weights.
+            stateful: Objects with `state_dict` and `load_state_dict`: learning-rate schedule, codebook trainer.
+            companions: By sub-folder, what is saved by `save_pretrained` and does not change: the caption tokenizer.
+        """
+        self.name, self.model, self.ema, self.companions = name, model, ema, companions
+        self.accelerator.register_for_checkpointing(*stateful)
+        self.accelerator.register_save_state_pre_hook(self._save_models)
+        self.accelerator.register_load_state_pre_hook(self._load_models)
+
+    def resume(self) -> int:
+        """Restores the checkpoint that the settings name, if any; returns the number of optimizer steps done."""
+        if self.checkpoint is not None:
+            saved = self.resumed_state["arguments"]
+            for name, value in self.settings.items():
+                if name not in ("resume_from_checkpoint", "output_dir") and saved.get(name, value) != value:
+                    logger.warning("Resuming with `%s` = %r; the checkpoint has %r.", name, value, saved[name])
+            self.accelerator.load_state(str(self.checkpoint))
+            logger.info("Resumed from %s.", self.checkpoint)
+        return self.first_step
+
+    def save_checkpoint(self, step: int) -> None:
+        """Writes `checkpoint-{step}` aside, renames it, and removes the oldest above `checkpoints_total_limit`."""
+        folder = self.output_dir / f"checkpoint-{step}"
+        aside = folder.with_name(f"{folder.name}.tmp")
+        if self.accelerator.is_main_process and aside.exists():  # a crash left it
+            shutil.rmtree(aside)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(aside))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            state = {
+                "step": step,
+                "mixed_precision": self.accelerator.mixed_precision,
+                "arguments": self.settings,
+            }
+            publish(aside, folder, state, self.arguments.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+        logger.info("Saved %s.", folder)
+
+    def _save_models(self, models: list[torch.nn.Module], weights: list[dict], folder: str) -> None:
+        weights.clear()  # or accelerate would save them a second time
+        if self.accelerator.is_main_process:
+            for name, part in {self.name: self.model, **self.companions}.items():
+                part.save_pretrained(Path(folder) / name)
+            if self.ema is not None:
+                with self.averaged_weights():
+                    self.model.save_pretrained(Path(folder) / f"{self.name}_ema")
+
+    def _load_models(self, models: list[torch.nn.Module], folder: str) -> None:
+        models.clear()
+        self.model.load_state_dict(type(self.model).from_pretrained(folder, subfolder=self.name).state_dict())
+        if self.ema is not None:
+            averaged = type(self.model).from_pretrained(folder, subfolder=f"{self.name}_ema")
+            shadows = [parameter.detach() for parameter in averaged.parameters()]
+            self.ema.load_state_dict({"optimization_step": self.first_step, "shadow_params": shadows})
+            self.ema.to(self.accelerator.device)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Puts the averaged weights, if there are any, into the model for as long as the block lasts."""
+        if self.ema is None:
+            yield
+            return
+        # Not `EMAModel.save_pretrained`: it builds a new model from the configuration of the start.
+        self.ema.store(self.model.parameters())
+        self.ema.copy_to(self.model.parameters())
+        try:
+            yield
+        finally:
+            self.ema.restore(self.model.parameters())
+
+    # Dry run
+
+    def print_dry_run(self, compute_loss: Callable[[], torch.Tensor]) -> None:
+        """Prints the settings, the number of parameters, and the FLOPs of one optimizer step, forward and backward.
+
+        Args:
+            compute_loss (`Callable`): The loss of one micro-batch.
+        """
+        counter = FlopCounterMode(display=False)
+        with counter:
+            compute_loss().backward()
+        micro_batches = self.global_batch_size // self.arguments.train_batch_size
+        total, trained = self.model.num_parameters(), self.model.num_parameters(only_trainable=True)
+        print(json.dumps(self.settings, indent=2))
+        print(f"parameters: {total:,}, of which the optimizer trains {trained:,}")
+        print(f"FLOPs a step: {micro_batches * counter.get_total_flops():.4g} ({self.global_batch_size} pairs)")
+
+
+def choose_precision(device: torch.device) -> str:
+    """`"bf16"` where the processor is fast at it, else `"no"`.
+
+    On a CPU bfloat16 can be several times faster than float32 or a hundred times slower: one matrix product of each
+    is timed.
+
+    Args:
+        device (`torch.device`): Where training will run.
+
+    Returns:
+        `str`: A value for accelerate's `mixed_precision`.
+    """
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    if device.type != "cpu":
+        return "no"
+    gflops = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix, times = torch.ones(512, 512, dtype=dtype), []
+        for _ in range(3):  # the first one warms up
+            start = time.perf_counter()
+            matrix @ matrix
+            times.append(time.perf_counter() - start)
+        gflops[dtype] = 2 * len(matrix) ** 3 / min(times) / 1e9
+    # Twice as fast at least: the casts to and fro cost something too.
+    choice = "bf16" if gflops[torch.bfloat16] > 2 * gflops[torch.float32] else "no"
+    logger.info("mixed_precision %s: %.0f GFLOP/s in float32, %.0f in bfloat16", choice, *gflops.values())
+    return choice
+
+
+def make_optimizer(model: torch.nn.Module, arguments: OptimizationArguments) -> torch.optim.AdamW:
+    """AdamW over what the model trains; weight decay for the weights of linear and convolutional layers alone.
+
+    Args:
+        model (`torch.nn.Module`): The model.
+        arguments (`OptimizationArguments`): Learning rate and AdamW's settings.
+
+    Returns:
+        `torch.optim.AdamW`
+    """
+    layers = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d)
+    decayed = {id(module.weight) for module in model.modules() if isinstance(module, layers)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) in decayed], "weight_decay": arguments.adam_weight_decay},
+        {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+    betas = (arguments.adam_beta1, arguments.adam_beta2)
+    return torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=betas, eps=arguments.adam_epsilon)
+
+
+def check_finite(losses: Mapping[str, float], step: int) -> None:
+    """Stops a run whose loss is no number, before such weights are saved.
+
+    Args:
+        losses (`Mapping[str, float]`): The parts of the loss.
+        step (`int`): The optimizer step, counted from 1.
+
+    Raises:
+        FloatingPointError: If a part is NaN or infinite.
+    """
+    if not all(map(math.isfinite, losses.values())):
+        raise FloatingPointError(
+            f"The loss is not finite at step {step}: {_to_line(losses)}. No checkpoint of this step was written. "
+            "Resume from the last one with a lower `learning_rate` or a longer `lr_warmup_steps`; if `mixed_precision` is "
+            "fp16, try bf16 or no."
+        )
+
+
+def _to_line(metrics: Mapping[str, float]) -> str:
+    """Metrics in one line; those of a group (`group/name`) are for the trackers alone."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name)

@@ -1,0 +1,558 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""What a user of the pipeline relies on: given parts are kept, the rest is generated, in every direction."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import hf_vqdit
+
+PROMPT = "a small red circle on a white background"
+TEXT_CODECS = {
+    "r=1": {},
+    "r=2": {"text_downsample_factor": 2, "text_num_groups": 2},
+    "identity": {"text_codec": "identity"},
+}
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def generator(seed=0):
+    return generators(seed)[0]
+
+
+def picture(seed=0, size=(32, 32)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels)
+
+
+def rectangle(top, left, bottom, right, size=(32, 32)):
+    mask = np.zeros(size, dtype=np.uint8)
+    mask[top:bottom, left:right] = 255
+    return PIL.Image.fromarray(mask)
+
+
+LEFT_HALF = rectangle(0, 0, 32, 16)
+
+
+def with_text_codec(pipeline, text_codec="vq", text_downsample_factor=1, text_num_groups=1, seed=0):
+    """The same pipeline with another, untrained text codec and a transformer for it."""
+    tokenizer = pipeline.tokenizer
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vqvae = hf_vqdit.MultimodalVQVAE(
+            block_out_channels=(8, 16, 16),
+            norm_num_groups=4,
+            image_codebook_size=32,
+            code_dim=4,
+            text_codec=text_codec,
+            vocab_size=len(tokenizer),
+            text_codebook_size=48,
+            text_code_dim=4,
+            text_downsample_factor=text_downsample_factor,
+            text_num_groups=text_num_groups,
+            text_width=16,
+            num_text_decoder_layers=1,
+        )
+        transformer = hf_vqdit.VQDiTModel(
+            image_codebook_size=32,
+            text_codebook_size=vqvae.text_codebook_size,
+            text_length=tokenizer.model_max_length // text_downsample_factor,
+            text_num_groups=text_num_groups,
+            patch_size=2,
+            hidden_size=32,
+            num_layers=2,
+            num_attention_heads=2,
+        )
+        for parameter in transformer.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    pipeline = hf_vqdit.VQDiTPipeline(vqvae.eval(), transformer.eval(), tokenizer, pipeline.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def watch_transformer(pipeline):
+    """The inputs of every call of the transformer from now on."""
+    calls = []
+    pipeline.transformer.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    return calls
+
+
+def favour_text_code(pipeline, code, logit=50.0):
+    """Make the transformer want `code` at every text position."""
+    bias = pipeline.transformer.text_proj_out.bias.data.unflatten(
+        0, (-1, pipeline.transformer.config.text_codebook_size + 1)
+    )
+    bias[:, code] = logit
+
+
+def codes_of(pipeline, **arguments):
+    output = pipeline(output_type="latent", num_inference_steps=4, **arguments)
+    return output.images, output.texts
+
+
+# Every direction
+
+
+@pytest.mark.parametrize(
+    ("given", "images", "texts"),
+    (
+        ({"prompt": PROMPT}, True, False),
+        ({"image": picture()}, False, True),
+        ({}, True, True),
+        ({"output_modalities": ("image",)}, True, False),
+        ({"output_modalities": ("text",)}, False, True),
+        ({"prompt": PROMPT, "image": picture(), "mask_image": LEFT_HALF}, True, False),
+        ({"image": picture(), "mask_image": LEFT_HALF}, True, True),
+        ({"image": picture(), "mask_image": LEFT_HALF, "output_modalities": ("image",)}, True, False),
+        ({"image": picture(), "mask_image": LEFT_HALF, "output_modalities": ("text",)}, False, True),
+        ({"prompt": "a [MASK] circle", "image": picture()}, False, True),
+        ({"prompt": "a [MASK] circle"}, True, True),
+        ({"prompt": "a [MASK] circle", "output_modalities": ("image",)}, True, False),
+        ({"image": picture(), "mask_image": rectangle(0, 0, 0, 0)}, False, True),
+    ),
+)
+def test_what_is_left_out_is_generated_and_nothing_else(tiny_pipeline, given, images, texts):
+    output = tiny_pipeline(**given, num_inference_steps=3, generator=generator())
+    assert (output.images is not None, output.texts is not None) == (images, texts)
+    if images:
+        assert [image.size for image in output.images] == [(32, 32)]
+    if texts:
+        assert len(output.texts) == 1 and isinstance(output.texts[0], str)
+
+
+def test_the_given_modality_never_changes(tiny_pipeline):
+    calls = watch_transformer(tiny_pipeline)
+    tiny_pipeline(PROMPT, num_inference_steps=5, guidance_scale=1, generator=generator())
+    assert all(torch.equal(call["text_codes"], calls[0]["text_codes"]) for call in calls)
+    assert (calls[0]["text_codes"] < tiny_pipeline.transformer.text_mask_id).all()
+    assert not torch.equal(calls[0]["image_codes"], calls[-1]["image_codes"])
+
+
+def test_an_inpainted_picture_keeps_every_code_outside_the_mask(tiny_pipeline):
+    mask = rectangle(5, 9, 20, 14)
+    images, _ = codes_of(tiny_pipeline, prompt=PROMPT, image=picture(), mask_image=mask, generator=generator())
+    blanked = np.where(np.asarray(mask)[..., None] > 0, 127.5, np.asarray(picture())) / 255
+    pixels = torch.from_numpy(blanked).permute(2, 0, 1)[None].float() * 2 - 1
+    kept = tiny_pipeline.vqvae.encode(image=pixels).image_codes
+    is_masked = torch.zeros(1, 8, 8, dtype=torch.bool)
+    is_masked[:, 1:5, 2:4] = True  # the cells of 4 x 4 pixels that it touches
+    assert torch.equal(images[~is_masked], kept[~is_masked])
+
+
+def test_every_code_that_the_mask_touches_is_generated(tiny_pipeline):
+    calls = watch_transformer(tiny_pipeline)
+    tiny_pipeline(PROMPT, image=picture(), mask_image=rectangle(7, 12, 8, 13), num_inference_steps=1, guidance_scale=1)
+    is_masked = calls[0]["image_codes"] == tiny_pipeline.transformer.image_mask_id
+    assert is_masked.nonzero().tolist() == [[0, 1, 3]]
+
+
+@pytest.mark.parametrize("size", ({}, {"height": 24, "width": 40}, {"height": 64, "width": 64}))
+def test_pictures_that_differ_under_the_mask_alone_give_the_same_output(tiny_pipeline, size):
+    mask = rectangle(3, 5, 21, 18)
+    other = PIL.Image.composite(picture(1), picture(), mask)
+    outputs = [
+        tiny_pipeline(
+            PROMPT, image, mask, **size, num_inference_steps=4, generator=generator(), output_type="pt"
+        ).images
+        for image in (picture(), other)
+    ]
+    assert torch.equal(*outputs)
+
+
+# Words
+
+
+@pytest.mark.parametrize("codec", TEXT_CODECS)
+def test_given_words_come_back_letter_for_letter(tiny_pipeline, codec):
+    pipeline = with_text_codec(tiny_pipeline, **TEXT_CODECS[codec])
+    prompts = ["a small [MASK] circle on a white background", "[MASK] ö, 大 [MASK]!", PROMPT]
+    output = pipeline(prompts, image=picture(), num_inference_steps=4, generator=generator())
+    for prompt, text in zip(prompts, output.texts, strict=True):
+        before, *between, after = prompt.split("[MASK]") if "[MASK]" in prompt else (prompt, "")
+        assert text.startswith(before.rstrip()) and text.endswith(after)
+        assert all(part.rstrip() in text for part in between)
+    assert output.texts[2] == PROMPT
+
+
+@pytest.mark.parametrize("codec", TEXT_CODECS)
+def test_a_masked_word_is_one_token_and_no_special_one(tiny_pipeline, codec):
+    pipeline = with_text_codec(tiny_pipeline, **TEXT_CODECS[codec])
+    if codec == "identity":
+        for token_id in pipeline.tokenizer.all_special_ids:
+            favour_text_code(pipeline, token_id)
+    tokens = pipeline.tokenize(["a [MASK] circle [MASK] here"], 1)
+    forbidden_tokens = pipeline._forbidden_tokens(tokens)
+    for seed in range(8):
+        _, codes = codes_of(pipeline, prompt="a [MASK] circle [MASK] here", image=picture(), generator=generator(seed))
+        logits = pipeline.vqvae.decode(text_codes=codes).text_logits
+        filled = logits.masked_fill(forbidden_tokens, -torch.inf).argmax(-1)[tokens.is_word]
+        assert len(filled) == 2
+        text = pipeline.decode_texts(codes, tokens, forbidden_tokens)[0]
+        words = [pipeline.tokenizer.decode(token_id) for token_id in filled.tolist()]
+        assert text == f"a{words[0]} circle{words[1]} here"
+        assert not set(filled.tolist()) & set(pipeline.tokenizer.all_special_ids)
+
+
+@pytest.mark.parametrize("codec", TEXT_CODECS)
+def test_a_prompt_that_ends_in_mask_leaves_the_length_open(tiny_pipeline, codec):
+    pipeline = with_text_codec(tiny_pipeline, **TEXT_CODECS[codec])
+    arguments = {"prompt": "a small [MASK]", "image": picture(), "num_inference_steps": 4, "num_images_per_prompt": 8}
+    favour_text_code(pipeline, pipeline.transformer.text_pad_id, logit=1.5)
+    texts = pipeline(**arguments, generator=generator()).texts
+    assert all(text.startswith("a small") for text in texts)
+    assert len({len(pipeline.tokenizer(text).input_ids) for text in texts}) > 1
+    # Padding that is wanted everywhere comes right after the last chunk with a given word.
+    favour_text_code(pipeline, pipeline.transformer.text_pad_id)
+    _, codes = codes_of(pipeline, prompt="a small [MASK]", image=picture(), generator=generator())
+    num_given_chunks = -(-2 // pipeline.vqvae.text_downsample_factor)
+    is_padding = (codes == pipeline.transformer.text_pad_id).all(dim=-1)[0]
+    assert not is_padding[:num_given_chunks].any() and is_padding[num_given_chunks:].all()
+
+
+@pytest.mark.parametrize("codec", TEXT_CODECS)
+def test_padding_is_forbidden_before_the_last_given_word_and_final_after_it(tiny_pipeline, codec):
+    pipeline = with_text_codec(tiny_pipeline, **TEXT_CODECS[codec])
+    favour_text_code(pipeline, pipeline.transformer.text_pad_id)
+    pad_id = pipeline.transformer.text_pad_id
+    prompt = "a [MASK] circle [MASK] here"
+    _, codes = codes_of(pipeline, prompt=prompt, image=picture(), generator=generator())
+    num_tokens = len(pipeline.tokenizer(prompt).input_ids) + 1
+    num_chunks = -(-num_tokens // pipeline.vqvae.text_downsample_factor)
+    assert (codes[:, :num_chunks] < pad_id).all() and (codes[:, num_chunks:] == pad_id).all()
+
+    favour_text_code(pipeline, pad_id, logit=2.0)
+    _, codes = codes_of(pipeline, output_modalities=("text",), generator=generator(), num_images_per_prompt=16)
+    is_padding = (codes == pad_id).all(dim=-1)
+    assert torch.equal(is_padding, (codes == pad_id).any(dim=-1))
+    assert torch.equal(is_padding, is_padding.cummax(dim=1).values)
+    assert is_padding.any() and not is_padding.all()
+
+
+def test_a_text_is_cut_at_its_end_token(tiny_pipeline):
+    pipeline = with_text_codec(tiny_pipeline, "identity")
+    ids = pipeline.tokenizer(PROMPT).input_ids
+    codes = torch.full((1, 16, 1), ids[0])
+    codes[0, : len(ids), 0] = torch.tensor(ids)
+    codes[0, len(ids), 0] = pipeline.tokenizer.eos_token_id
+    tokens = pipeline.tokenize(None, 1)
+    assert pipeline.decode_texts(codes, tokens, pipeline._forbidden_tokens(tokens)) == [PROMPT]
+
+
+def test_the_mask_token_is_never_read_out(tiny_pipeline):
+    pipeline = with_text_codec(tiny_pipeline, "identity")
+    favour_text_code(pipeline, pipeline.tokenizer.mask_token_id)
+    _, codes = codes_of(pipeline, output_modalities=("text",), generator=generator())
+    assert (codes != pipeline.tokenizer.mask_token_id).all()
+
+
+# Time and guidance
+
+
+def test_the_transformer_is_told_the_fraction_of_masks(tiny_pipeline):
+    calls = watch_transformer(tiny_pipeline)
+    arguments = {"num_inference_steps": 4, "guidance_scale": 1, "generator": generator()}
+    tiny_pipeline(PROMPT, **arguments)
+    tiny_pipeline(image=picture(), **arguments)
+    tiny_pipeline(output_modalities=("image",), **arguments)
+    tiny_pipeline(PROMPT, image=picture(), mask_image=LEFT_HALF, **arguments)
+    for modality, mask_id in (
+        ("image", tiny_pipeline.transformer.image_mask_id),
+        ("text", tiny_pipeline.transformer.text_mask_id),
+    ):
+        for call in calls:
+            fraction = (call[f"{modality}_codes"] == mask_id).double().mean(dim=(1, 2)).float()
+            assert torch.equal(call[f"{modality}_timestep"], fraction)
+    text_to_image, image_to_text, image_alone, inpaint = (calls[i : i + 4] for i in range(0, 16, 4))
+    assert all((call["text_timestep"] == 0).all() for call in text_to_image + inpaint)
+    assert all((call["image_timestep"] == 0).all() for call in image_to_text)
+    assert all((call["text_timestep"] == 1).all() for call in image_alone)
+    assert (inpaint[0]["image_timestep"] == 0.5).all()
+
+
+@pytest.mark.parametrize("guidance_scale", (1.0, 0.0))
+def test_guidance_at_one_or_below_is_off_and_one_forward(tiny_pipeline, guidance_scale):
+    calls = watch_transformer(tiny_pipeline)
+    scales = {"guidance_scale": guidance_scale, "text_guidance_scale": guidance_scale}
+    guided, _ = codes_of(tiny_pipeline, prompt=PROMPT, **scales, generator=generator())
+    assert [len(call["image_codes"]) for call in calls] == [1] * 4
+    tiny_pipeline.transformer.text_embed.weight.data[:48] += 1  # what is conditioned on still matters
+    unlike, _ = codes_of(tiny_pipeline, prompt=PROMPT, **scales, generator=generator())
+    assert not torch.equal(guided, unlike)
+
+
+@pytest.mark.parametrize(
+    ("given", "scales", "unknown"),
+    (
+        ({"prompt": PROMPT}, (3, 3), ["", "text"]),
+        ({"image": picture()}, (3, 3), ["", "image"]),
+        ({"image": picture()}, (3, 1), [""]),
+        ({}, (3, 1), ["", "text"]),
+        ({}, (1, 3), ["", "image"]),
+        ({}, (3, 3), ["", "text", "image"]),
+        ({"prompt": "a [MASK] circle", "image": picture(), "mask_image": LEFT_HALF}, (3, 3), ["", "text", "image"]),
+        ({"output_modalities": ("image",)}, (3, 3), [""]),
+        ({"output_modalities": ("text",)}, (3, 3), [""]),
+    ),
+)
+def test_guidance_adds_a_row_in_which_the_condition_is_unknown(tiny_pipeline, given, scales, unknown):
+    calls = watch_transformer(tiny_pipeline)
+    arguments = {"guidance_scale": scales[0], "text_guidance_scale": scales[1], "generator": generator()}
+    tiny_pipeline(**given, **arguments, num_inference_steps=3)
+    assert len(calls) == 3
+    for call in calls:
+        assert len(call["image_codes"]) == len(unknown)
+        for row, name in enumerate(unknown):
+            for modality in ("image", "text"):
+                codes = call[f"{modality}_codes"]
+                if name == modality:
+                    assert (codes[row] == getattr(tiny_pipeline.transformer, f"{modality}_mask_id")).all()
+                    assert call[f"{modality}_timestep"][row] == 1
+                else:
+                    assert torch.equal(codes[row], codes[0])
+
+
+def test_guided_logits_are_extrapolated_from_those_without_the_condition(tiny_pipeline):
+    transformer = tiny_pipeline.transformer.double()
+    images = torch.randint(0, 33, (2, 8, 8), generator=generator())
+    texts = torch.randint(0, 50, (2, 16, 1), generator=generator())
+    no_image, no_text = torch.full_like(images, 32), torch.full_like(texts, 49)
+    tiny_pipeline._guidance_scale, tiny_pipeline._text_guidance_scale = 3.0, 2.0
+    image_logits, text_logits = tiny_pipeline.predict(images, texts, guides_image=True, guides_text=True)
+
+    def forward(images, texts):
+        rates = ((images == 32).float().mean((1, 2)), (texts == 49).float().mean((1, 2)))
+        return transformer(images, texts, *rates)
+
+    both, image_alone, text_alone = forward(images, texts), forward(images, no_text), forward(no_image, texts)
+    torch.testing.assert_close(image_logits, 3 * both.image_logits - 2 * image_alone.image_logits)
+    torch.testing.assert_close(text_logits, 2 * both.text_logits - text_alone.text_logits)
+
+
+def test_guidance_by_nothing_changes_nothing(tiny_pipeline):
+    tiny_pipeline.transformer.double()
+    outputs = [
+        codes_of(
+            tiny_pipeline, prompt="[MASK]", output_modalities=("image",), guidance_scale=s, generator=generator()
+        )[0]
+        for s in (1.0, 5.0)
+    ]
+    assert torch.equal(*outputs)
+
+
+# Batches and randomness
+
+
+def test_with_a_list_of_generators_a_sample_does_not_depend_on_the_batch(tiny_pipeline):
+    tiny_pipeline.vqvae.double(), tiny_pipeline.transformer.double()
+    prompts = [PROMPT, "a [MASK] circle", "a small [MASK]"]
+    masks = [LEFT_HALF, rectangle(0, 0, 9, 32), rectangle(0, 0, 32, 32)]
+    images = [picture(seed) for seed in range(3)]
+    arguments = {"guidance_scale": 3.0, "text_guidance_scale": 2.0, "output_type": "latent", "num_inference_steps": 5}
+    together = tiny_pipeline(prompts, images, masks, **arguments, generator=generators(5, 6, 7))
+    for i in range(3):
+        alone = tiny_pipeline(prompts[i], images[i], masks[i], **arguments, generator=generators(5 + i))
+        assert torch.equal(together.images[i], alone.images[0])
+        if alone.texts is not None:
+            assert torch.equal(together.texts[i], alone.texts[0])
+    assert not torch.equal(together.images[2], together.images[1])
+
+
+def test_samples_of_an_item_follow_each_other(tiny_pipeline):
+    tiny_pipeline.transformer.double()
+    prompts = [PROMPT, "two words"]
+    images, _ = codes_of(tiny_pipeline, prompt=prompts, num_images_per_prompt=2, generator=generators(1, 2, 3, 4))
+    assert images.shape == (4, 8, 8)
+    second, _ = codes_of(tiny_pipeline, prompt=PROMPT, generator=generators(2))
+    third, _ = codes_of(tiny_pipeline, prompt="two words", generator=generators(3))
+    assert torch.equal(images[1:2], second) and torch.equal(images[2:3], third)
+
+
+def test_an_item_without_a_list_goes_with_every_entry_of_the_lists(tiny_pipeline):
+    arguments = {"num_inference_steps": 2, "output_type": "latent"}
+    masks = [LEFT_HALF, rectangle(0, 0, 8, 8)]
+    shared = tiny_pipeline(PROMPT, picture(), masks, **arguments, generator=generators(1, 2))
+    spelled = tiny_pipeline([PROMPT] * 2, [picture()] * 2, masks, **arguments, generator=generators(1, 2))
+    assert torch.equal(shared.images, spelled.images)
+
+
+def test_a_seed_fixes_the_output_and_another_changes_it(tiny_pipeline):
+    first, same, other = (codes_of(tiny_pipeline, generator=generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first[0], same[0]) and torch.equal(first[1], same[1])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_a_run_leaves_nothing_behind_for_the_next(tiny_pipeline):
+    before, _ = codes_of(tiny_pipeline, prompt=PROMPT, generator=generator())
+    tiny_pipeline(image=[picture(), picture(1)], num_inference_steps=3)
+    after, _ = codes_of(tiny_pipeline, prompt=PROMPT, generator=generator())
+    assert torch.equal(before, after)
+
+
+# Sizes, formats, callbacks
+
+
+@pytest.mark.parametrize(("height", "width"), ((16, 48), (40, 32)))
+def test_sizes_other_than_the_trained_one_are_generated(tiny_pipeline, height, width):
+    image = tiny_pipeline(PROMPT, height=height, width=width, num_inference_steps=2).images[0]
+    assert image.size == (width, height)
+    output = tiny_pipeline(image=picture(size=(height, width)), mask_image=rectangle(0, 0, 8, 8, (height, width)))
+    assert output.images[0].size == (width, height)
+
+
+def test_a_given_picture_is_resized_to_height_and_width(tiny_pipeline):
+    calls = watch_transformer(tiny_pipeline)
+    tiny_pipeline(image=[picture(size=(50, 30)), picture(size=(20, 20))], height=24, width=32, num_inference_steps=1)
+    assert calls[0]["image_codes"].shape == (2, 6, 8)
+
+
+def test_pil_arrays_and_tensors_are_the_same_picture(tiny_pipeline):
+    array = np.asarray(picture(), dtype=np.float32) / 255
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    mask = np.asarray(LEFT_HALF) > 0
+    forms = [
+        (picture(), LEFT_HALF),
+        (array, mask.astype(np.float32)),
+        (tensor, torch.from_numpy(mask)[None]),
+        (tensor[None], torch.from_numpy(mask)[None, None].float()),
+        ([picture()], [LEFT_HALF.convert("RGB")]),
+    ]
+    outputs = [codes_of(tiny_pipeline, image=image, mask_image=mask, generator=generator()) for image, mask in forms]
+    for images, texts in outputs[1:]:
+        assert torch.equal(images, outputs[0][0]) and torch.equal(texts, outputs[0][1])
+
+
+def test_output_types_show_the_same_sample(tiny_pipeline):
+    pil, array, tensor, latent = (
+        tiny_pipeline(output_type=output_type, num_inference_steps=3, num_images_per_prompt=2, generator=generator())
+        for output_type in ("pil", "np", "pt", "latent")
+    )
+    assert array.images.shape == (2, 32, 32, 3) and tensor.images.shape == (2, 3, 32, 32)
+    assert 0 <= tensor.images.min() and tensor.images.max() <= 1
+    np.testing.assert_array_equal(array.images, tensor.images.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_array_equal(np.asarray(pil.images[1]), (array.images[1] * 255).round().astype(np.uint8))
+    assert pil.texts == array.texts == tensor.texts
+    assert latent.images.shape == (2, 8, 8) and latent.texts.shape == (2, 16, 1)
+    decoded = tiny_pipeline.vqvae.decode(image_codes=latent.images).image
+    torch.testing.assert_close((decoded / 2 + 0.5).clamp(0, 1), tensor.images)
+    images, texts = tiny_pipeline(
+        num_inference_steps=3, num_images_per_prompt=2, generator=generator(), return_dict=False
+    )
+    assert texts == pil.texts and images == pil.images
+
+
+def test_half_precision_runs(tiny_pipeline):
+    tiny_pipeline.to(torch.bfloat16)
+    output = tiny_pipeline("a [MASK] circle", image=picture(), mask_image=LEFT_HALF, num_inference_steps=2)
+    assert output.images[0].size == (32, 32)
+
+
+def test_the_callback_sees_every_step_and_may_change_the_codes(tiny_pipeline):
+    seen = []
+
+    def blacken(pipeline, step, timestep, callback_kwargs):
+        seen.append((step, timestep.item(), pipeline.num_timesteps, pipeline.guidance_scale))
+        assert set(callback_kwargs) == {"image_codes"}
+        return {"image_codes": torch.full_like(callback_kwargs["image_codes"], 7)} if step == 3 else {}
+
+    images, _ = codes_of(
+        tiny_pipeline,
+        prompt=PROMPT,
+        callback_on_step_end=blacken,
+        callback_on_step_end_tensor_inputs=("image_codes",),
+    )
+    assert seen == [(0, 1.0, 4, 3.0), (1, 0.75, 4, 3.0), (2, 0.5, 4, 3.0), (3, 0.25, 4, 3.0)]
+    assert (images == 7).all()
+
+
+def test_an_interrupted_run_ends_with_its_prediction(tiny_pipeline):
+    calls = watch_transformer(tiny_pipeline)
+
+    def stop(pipeline, step, timestep, callback_kwargs):
+        pipeline._interrupt = step == 1
+        return {}
+
+    output = tiny_pipeline(num_inference_steps=10, callback_on_step_end=stop, guidance_scale=1, generator=generator())
+    assert len(calls) == 2
+    assert len(output.images) == len(output.texts) == 1
+    assert len(tiny_pipeline(num_inference_steps=1).images) == 1  # the next call starts anew
+
+
+def test_the_progress_bar_counts_the_steps(tiny_pipeline, capsys):
+    tiny_pipeline.set_progress_bar_config(disable=False)
+    tiny_pipeline(PROMPT, num_inference_steps=3)
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_the_text_scheduler_is_a_copy_unless_one_is_given(tiny_pipeline):
+    parts = {name: getattr(tiny_pipeline, name) for name in ("vqvae", "transformer", "tokenizer")}
+    scheduler = hf_vqdit.MaskedDiffusionScheduler(mask_schedule="arccos", order="random", temperature=0.5)
+    for text_scheduler in (None, scheduler):
+        pipeline = hf_vqdit.VQDiTPipeline(**parts, scheduler=scheduler, text_scheduler=text_scheduler)
+        assert pipeline.text_scheduler is not scheduler
+        for name in ("mask_schedule", "order", "temperature", "choice_temperature"):
+            assert pipeline.text_scheduler.config[name] == scheduler.config[name]
+    own = hf_vqdit.MaskedDiffusionScheduler(order="ancestral")
+    pipeline = hf_vqdit.VQDiTPipeline(**parts, scheduler=scheduler, text_scheduler=own)
+    assert pipeline.text_scheduler is own
+    pipeline.set_progress_bar_config(disable=True)
+    assert len(pipeline(num_inference_steps=2).texts) == 1
+
+
+# Bad input
+
+
+BYTES = np.zeros((32, 32, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    (
+        ({"prompt": 3}, TypeError, "`prompt` must be a string.*got 3"),
+        ({"prompt": [PROMPT, None]}, TypeError, "`prompt` must be a string"),
+        ({"prompt": "one word after another " * 9}, ValueError, r"has \d+ tokens.*holds 16: shorten"),
+        ({"prompt": "red [EOS] circle"}, ValueError, r"holds \[EOS\]"),
+        ({"prompt": []}, ValueError, "at least 1"),
+        (
+            {"prompt": [PROMPT] * 2, "image": [picture()] * 3, "mask_image": LEFT_HALF},
+            ValueError,
+            "'prompt': 2.*'image': 3",
+        ),
+        ({"prompt": PROMPT, "image": picture()}, ValueError, "Nothing is left to generate of image and text"),
+        ({"prompt": PROMPT, "output_modalities": ("text",)}, ValueError, "Nothing is left to generate of text"),
+        ({"image": picture(), "output_modalities": ("image", "text")}, ValueError, "left to generate of image:"),
+        ({"prompt": PROMPT, "mask_image": LEFT_HALF}, ValueError, "pass `image` as well"),
+        ({"output_modalities": "image"}, ValueError, "got 'image'"),
+        ({"output_modalities": ("sound",)}, ValueError, "sound"),
+        ({"output_modalities": ()}, ValueError, r"got \(\)"),
+        ({"output_type": "png"}, ValueError, "'png'"),
+        ({"num_images_per_prompt": 0}, ValueError, "num_images_per_prompt.*got 0"),
+        ({"num_inference_steps": 0}, ValueError, "num_inference_steps.*got 0"),
+        ({"generator": generators(1, 2, 3), "num_images_per_prompt": 2}, ValueError, "list of 2.*got a list of 3"),
+        ({"height": 36}, ValueError, "multiples of 8.*got 36 x 32 pixels.*height=(32|40), width=32"),
+        ({"width": 0}, ValueError, "got 32 x 0"),
+        ({"image": picture(size=(30, 32))}, ValueError, "got 30 x 32 pixels.*height=32, width=32"),
+        ({"image": [picture(), picture(size=(40, 40))]}, ValueError, r"\(32, 32\), \(40, 40\).*`height` and `width`"),
+        ({"image": "cat.png"}, TypeError, "got str.*load_image"),
+        ({"image": BYTES}, ValueError, "uint8"),
+        ({"image": torch.rand(4, 32, 32)}, ValueError, "3 channels.*4, 32, 32"),
+        ({"image": torch.rand(3, 32, 32) * 255}, ValueError, r"values in \[0, 1\]"),
+        (
+            {"image": picture(), "mask_image": rectangle(0, 0, 8, 8, (16, 16))},
+            ValueError,
+            r"\(32, 32\).*\(1, 16, 16\)",
+        ),
+        ({"image": picture(), "mask_image": BYTES[..., 0]}, ValueError, "uint8"),
+        (
+            {"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ("latents",)},
+            ValueError,
+            "latents",
+        ),
+    ),
+)
+def test_bad_input_is_an_error_that_names_the_value_and_the_remedy(tiny_pipeline, arguments, error, message):
+    with pytest.raises(error, match=message):
+        tiny_pipeline(**arguments)

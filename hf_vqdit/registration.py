@@ -5,8 +5,8 @@ diffusers finds the classes of a saved pipeline through `model_index.json`, in t
 
 | | `_class_name` | a component | the classes are in |
 |---|---|---|---|
-| plain | `"VQDiTPipeline"` | `["hf_vqdit", "VQDiTModel"]` | this package, which must have been imported |
-| with code | `["pipeline", "VQDiTPipeline"]` | `["transformer_vqdit", "VQDiTModel"]` | files of these names beside the weights |
+| plain | `"VQDiTPipeline"` | `["hf_vqdit", "VQDiTModel"]` | this package, which must be imported |
+| with code | `["pipeline", "VQDiTPipeline"]` | `["transformer_vqdit", "VQDiTModel"]` | files in the folder |
 
 Whoever has imported this package gets its own classes from both forms, and no code of the folder is run: the index is
 turned into its plain form while it is read. Left to itself, diffusers would ask for `trust_remote_code=True`, return
@@ -60,9 +60,9 @@ def to_plain_index(index: dict[str, Any]) -> dict[str, Any]:
         return index
     if (format_version := index.get("_format_version", FORMAT_VERSION)) != FORMAT_VERSION:
         raise ValueError(
-            f"`_format_version` of the saved pipeline must be {FORMAT_VERSION} for this hf_vqdit, got {format_version!r}: "
-            "install the version of hf_vqdit that wrote it or, in a process that does not import hf_vqdit, load the folder "
-            "with the code that it carries by `trust_remote_code=True`."
+            f"`_format_version` of the saved pipeline must be {FORMAT_VERSION} for this hf_vqdit, got "
+            f"{format_version!r}: install the version of hf_vqdit that wrote it or, in a process that does not import "
+            "hf_vqdit, load the folder with the code that it carries by `trust_remote_code=True`."
         )
     plain_index = {**index, "_class_name": VQDiTPipeline.__name__}
     for name, entry in index.items():

@@ -3,20 +3,27 @@
 
 import ast
 import dataclasses
-import importlib
+import functools
+import importlib.util
 import inspect
 import re
 import sys
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
+
+import hf_vqdit
+from hf_vqdit.training.arguments import parse_arguments
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGE_FILES = sorted((ROOT / "hf_vqdit").rglob("*.py"))
 SCRIPTS = sorted((ROOT / "training_scripts").glob("*.py"))
+CONFIGS = sorted((ROOT / "training_scripts" / "configs").glob("*.yaml"))
 CODE_FILES = [*PACKAGE_FILES, *SCRIPTS, *sorted((ROOT / "tests").rglob("*.py")), *(ROOT / "model_cards").glob("*.py")]
 SHIPPED_FILES = [
     ROOT / "hf_vqdit" / name
@@ -238,32 +245,59 @@ def test_the_file_map_of_the_readme_equals_the_tree():
             assert name in mapped or name.startswith(folders), f"the file map does not list {name}"
 
 
+# Scripts and their configurations
+
+
+def settings_of(script: Path) -> tuple[type, str]:
+    """The dataclass of a script's settings, and its section of a YAML file."""
+    name, section = re.search(r"parse_arguments\((\w+), \"(\w+)\"", script.read_text(encoding="utf-8")).groups()
+    return getattr(load_script(script), name), section
+
+
+@functools.cache
+def load_script(script: Path) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[script.stem] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
 def commands() -> list[tuple[str, str]]:
     """Every command that somebody is told to type, or that make runs: (the file, the command)."""
-    shell = "\n".join(fenced_blocks("bash"))
-    documents = {"README.md": shell, "Makefile": (ROOT / "Makefile").read_text(encoding="utf-8")}
-    documents |= {
-        relative(path): path.read_text(encoding="utf-8") for path in (ROOT / "training_scripts").rglob("*.*")
-    }
+    documents = {"README.md": "\n".join(fenced_blocks("bash"))}
+    for path in [ROOT / "Makefile", *SCRIPTS, *CONFIGS]:
+        documents[relative(path)] = path.read_text(encoding="utf-8")
     return [
         (name, command)
         for name, text in documents.items()
-        if not name.endswith(".pyc")
         for command in re.sub(r"\\\n#?\s*", " ", text).splitlines()
         if re.search(r"training_scripts/\w+\.py +--", command)
     ]
 
 
 def test_every_command_names_files_and_flags_that_exist():
-    arguments = importlib.import_module("hf_vqdit.training.arguments")
-    flags = {flag for cls in arguments.SCRIPT_ARGUMENTS for flag in (field.name for field in dataclasses.fields(cls))}
     found = commands()
-    assert {name for name, _ in found} >= {"README.md", "Makefile"}
+    assert {name for name, _ in found} >= {"README.md", "Makefile", *map(relative, SCRIPTS), *map(relative, CONFIGS)}
     for name, command in found:
         for path in re.findall(r"training_scripts/[\w/]+\.\w+", command):
             assert (ROOT / path).is_file(), f"{name} names {path}, which does not exist"
-        unknown = set(re.findall(r"--(\w+)", command.partition(".py")[2])) - flags - {"config"}
-        assert not unknown, f"{name} uses the flags {unknown}, which no script knows: {command}"
+        arguments_class, _ = settings_of(ROOT / re.search(r"training_scripts/\w+\.py", command)[0])
+        flags = {field.name for field in dataclasses.fields(arguments_class)} | {"config"}
+        unknown = set(re.findall(r"--(\w+)", command.partition(".py")[2])) - flags
+        assert not unknown, f"{name} uses the flags {unknown}, which the script does not know: {command}"
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=relative)
+def test_every_configuration_is_known_to_the_scripts_and_builds_its_models(config):
+    arguments = {}
+    for script in SCRIPTS:
+        arguments_class, section = settings_of(script)
+        arguments[script.stem] = parse_arguments(arguments_class, section, ["--config", str(config)])
+    with torch.device("meta"):
+        vqvae_settings = arguments["train_vqvae"]
+        vqvae = hf_vqdit.MultimodalVQVAE(vocab_size=vqvae_settings.vocab_size, **vqvae_settings.model_init_kwargs)
+    assert vqvae.device.type == "meta"
 
 
 def test_every_make_target_that_is_spoken_of_exists():

@@ -54,6 +54,10 @@ def test_a_saved_folder_loads_as_the_packages_own_classes(pipeline_class, with_c
         assert type(getattr(loaded, name)) is type(component)
 
 
+def test_the_packages_classes_come_before_the_code_of_the_folder_even_where_that_is_trusted(saved_pipeline):
+    assert type(DiffusionPipeline.from_pretrained(saved_pipeline, trust_remote_code=True)) is hf_vqdit.VQDiTPipeline
+
+
 def test_a_folder_with_code_accepts_a_component_that_the_caller_passes(saved_pipeline):
     scheduler = hf_vqdit.MaskedDiffusionScheduler()
     loaded = DiffusionPipeline.from_pretrained(saved_pipeline, scheduler=scheduler)

@@ -18,16 +18,17 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_vqdit import MultimodalVQVAE
 from hf_vqdit.data import PairDataset, collate_pairs, load_caption_tokenizer, load_pairs, train_caption_tokenizer
+from hf_vqdit.evaluation.metrics import tokenizer_figures
 from hf_vqdit.hub import push_to_hub, write_model_card
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAEOutput
 from hf_vqdit.training.arguments import TrainVQVAEArguments, parse_arguments
 from hf_vqdit.training.blanks import blank_rectangles
 from hf_vqdit.training.codebook import CodebookTrainer
+from hf_vqdit.training.latents import measure_latents
 from hf_vqdit.training.losses import tokenizer_losses, weighted_mean
 from hf_vqdit.training.previews import preview_reconstructions
 from hf_vqdit.training.run import TrainingRun, make_optimizer
 from hf_vqdit.training.times import row_generator
-from hf_vqdit.training.validation import measure_latents, validate_tokenizer
 
 NUM_LATENTS_PAIRS = 2048  # training pairs over which the statistics of the codes are taken
 
@@ -49,7 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Model, optimizer, codebooks, averaged weights
     model = make_model(args, tokenizer)
     optimizer = make_optimizer(model, args)
-    schedule = get_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, args.max_train_steps)
+    schedule = get_scheduler(
+        args.lr_scheduler,
+        optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=args.max_train_steps,
+    )
     vqvae, optimizer = accelerator.prepare(model, optimizer)
     calm = {
         "restart_until_step": int(0.8 * args.max_train_steps)
@@ -132,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         if args.push_to_hub:
             push_to_hub(run.output_dir, run.repo_id)
-    run.finish()
+    run.finish(figures)
 
 
 def make_tokenizer(
@@ -191,7 +197,7 @@ def validate(
     model.eval()
     with run.averaged_weights():
         batches = list(run.first_batches(validation_set, collate_pairs, run.arguments.num_validation_samples))
-        figures = validate_tokenizer(model, batches, tokenizer.pad_token_id)
+        figures = tokenizer_figures(model, batches, tokenizer.pad_token_id)
         run.save_samples(step, preview_reconstructions(model, tokenizer, batches[0]))
     run.log_validation(step, figures)
     return figures

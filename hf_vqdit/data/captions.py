@@ -127,8 +127,7 @@ def encode_captions(
         return_truncated (`bool`, defaults to `False`): Whether to tell which ones did.
 
     Returns:
-        `torch.LongTensor` of shape `(B, S)`, and with `return_truncated` a `torch.BoolTensor` of shape `(B,)` beside
-            it.
+        `torch.LongTensor` of shape `(B, S)`; with `return_truncated` also a `torch.BoolTensor` of shape `(B,)`.
     """
     context = tokenizer.model_max_length
     encoded = tokenizer(

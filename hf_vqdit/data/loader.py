@@ -12,6 +12,7 @@ The sampler already gives each process its own rows; the loader is not to be sha
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from .captions import encode_captions
 CODES_FORMAT_VERSION = 1
 CODES_METADATA_FILE = "codes.json"
 _DECODER = Image(decode=True)
+_KEPT_BYTES = 2**28  # decoded pictures of small sets stay in memory: decoding takes most of the time of a read
 
 
 class RowKey(NamedTuple):
@@ -44,7 +46,7 @@ class PairDataset(torch.utils.data.Dataset):
 
     Pictures are turned upright (EXIF), pasted on white where they are transparent, cropped to a square and resized. A
     picture that cannot be read does not stop the run: the next good pair takes its place, and the item tells what was
-    skipped.
+    skipped. Up to 256 MiB of decoded pictures stay in memory, so that a small set is decoded once.
 
     Args:
         pairs (`datasets.Dataset`): A split of [`load_pairs`].
@@ -78,6 +80,8 @@ class PairDataset(torch.utils.data.Dataset):
         self.center_crop = center_crop
         self.random_flip = random_flip
         self.seed = seed
+        self._kept: dict[int, _Pair] = {}
+        self._max_kept = _KEPT_BYTES // (3 * resolution**2)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -99,11 +103,7 @@ class PairDataset(torch.utils.data.Dataset):
     def __getitems__(self, keys: list[tuple[int, ...]]) -> list[dict[str, Any]]:
         """Reads a batch at once: what `torch.utils.data.DataLoader` calls."""
         keys = [RowKey(*key) for key in keys]
-        records = self.pairs[[key.index for key in keys]]
-        pairs = [
-            self._read(key.index, image, captions)
-            for key, image, captions in zip(keys, records["image"], records["caption"], strict=True)
-        ]
+        pairs = self._read_all([key.index for key in keys])
         pictures = np.stack([self._augment(pair.picture, key) for pair, key in zip(pairs, keys, strict=True)])
         pixel_values = torch.from_numpy(pictures).movedim(-1, 1).contiguous() / 127.5 - 1  # (B, 3, H, W)
         captions = [self._choose(pair.captions, key) for pair, key in zip(pairs, keys, strict=True)]
@@ -123,6 +123,17 @@ class PairDataset(torch.utils.data.Dataset):
             for i, pair in enumerate(pairs)
         ]
 
+    def _read_all(self, indices: list[int]) -> list["_Pair"]:
+        """The pairs at `indices`; the first ones that are ever read stay in memory."""
+        new = {index: None for index in indices if index not in self._kept}
+        if new:
+            records = self.pairs[list(new)]
+            for index, image, captions in zip(new, records["image"], records["caption"], strict=True):
+                new[index] = self._read(index, image, captions)
+                if len(self._kept) < self._max_kept:
+                    self._kept[index] = new[index]
+        return [new[index] if index in new else self._kept[index] for index in indices]
+
     def _read(self, index: int, image: dict | None, captions: list[str]) -> "_Pair":
         """The pair at `index`, or the next one that can be read."""
         skipped = []
@@ -135,7 +146,8 @@ class PairDataset(torch.utils.data.Dataset):
                 picture = _read_picture(image, self.resolution, self.center_crop) if has_image else None
                 return _Pair(index, picture, captions, skipped)
             except Exception as error:  # on bytes that they cannot read, Pillow's decoders raise many kinds
-                skipped.append((name, f"{type(error).__name__}: {error}"))
+                reason = re.sub(r" object at 0x\w+", "", f"{type(error).__name__}: {error}")  # the same in every run
+                skipped.append((name, reason))
             index = (index + 1) % len(self)
             image, captions = self.pairs[index]["image"], self.pairs[index]["caption"]
         raise ValueError(
@@ -191,7 +203,7 @@ class CodesDataset(torch.utils.data.Dataset):
                 f"The codes in {folder} have `format_version` {version!r}, expected {CODES_FORMAT_VERSION}. Write "
                 "them again with encode_codes.py."
             )
-        self.codes = load_from_disk(str(folder)).with_format("numpy")
+        self.codes = load_from_disk(str(folder))
         self.seed = seed
 
     def __len__(self) -> int:
@@ -207,18 +219,28 @@ class CodesDataset(torch.utils.data.Dataset):
             `dict`: `image_codes` (h, w), `text_codes` (S/r, G), `has_image`, `has_text`, `row`, `index`, and
                 `skipped`, always empty.
         """
-        key = RowKey(*key)
-        codes = self.codes[key.index]
-        caption_index = choose_caption(self.seed, key.epoch, key.index, len(codes["text_codes"]))
-        return {
-            "image_codes": torch.tensor(np.asarray(codes["image_codes"]), dtype=torch.long),
-            "text_codes": torch.tensor(np.asarray(codes["text_codes"][caption_index]), dtype=torch.long),
-            "has_image": bool(codes["has_image"]),
-            "has_text": bool(codes["has_text"]),
-            "row": key.row,
-            "index": key.index,
-            "skipped": [],
-        }
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[tuple[int, ...]]) -> list[dict[str, Any]]:
+        """Reads a batch at once: what `torch.utils.data.DataLoader` calls."""
+        keys = [RowKey(*key) for key in keys]
+        rows = self.codes[[key.index for key in keys]]
+        text_codes = [
+            captions[choose_caption(self.seed, key.epoch, key.index, len(captions))]
+            for key, captions in zip(keys, rows["text_codes"], strict=True)
+        ]
+        return [
+            {
+                "image_codes": torch.tensor(rows["image_codes"][i], dtype=torch.long),
+                "text_codes": torch.tensor(text_codes[i], dtype=torch.long),
+                "has_image": rows["has_image"][i],
+                "has_text": rows["has_text"][i],
+                "row": key.row,
+                "index": key.index,
+                "skipped": [],
+            }
+            for i, key in enumerate(keys)
+        ]
 
 
 class ResumableBatchSampler(Sampler[list[RowKey]]):

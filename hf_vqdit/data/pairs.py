@@ -67,6 +67,10 @@ def load_pairs(
     if num_train_rows is not None and dataset_name != "shapes":
         source = dataset_name or train_data_dir
         warnings.warn(f"`num_train_rows` is for shapes; it is ignored for {source!r}.", stacklevel=2)
+    if train_data_dir is not None and dataset_name in ("shapes", "emoji"):
+        warnings.warn(
+            f"{dataset_name!r} is built in; the `train_data_dir` {train_data_dir!r} is ignored.", stacklevel=2
+        )
 
     if dataset_name == "shapes":
         splits = _draw_shapes(dataset_config_name, resolution, num_train_rows, validation_fraction, seed)
@@ -74,7 +78,8 @@ def load_pairs(
         splits = emoji_dataset(resolution, tuple((dataset_config_name or "en-zh").split("-")))
     else:
         splits = _load_source(dataset_name, dataset_config_name, train_data_dir, cache_dir)
-        splits = {name: _as_pairs(split, image_column, caption_column) for name, split in splits.items()}
+    further_columns = ["scene"] if dataset_name == "shapes" else []
+    splits = {name: _as_pairs(split, image_column, caption_column, further_columns) for name, split in splits.items()}
     train, validation = splits["train"], splits.get("validation")
     if validation is None:
         if len(train) < 2:
@@ -105,7 +110,7 @@ def _draw_shapes(
 def _load_source(
     dataset_name: str | None, config_name: str | None, data_dir: str | None, cache_dir: str | None
 ) -> dict[str, Dataset]:
-    """The splits of a Hub name, a folder or an imagefolder that serve training, each with at least one row."""
+    """The splits of a Hub name, a folder or an imagefolder that serve training."""
     if dataset_name is None and data_dir is None:
         raise ValueError(
             'Give a `dataset_name` ("shapes", "emoji", a name on the Hub) or a `train_data_dir` with pictures.'
@@ -113,22 +118,20 @@ def _load_source(
     source = dataset_name or data_dir
     try:
         splits = load_dataset(dataset_name or "imagefolder", config_name, data_dir=data_dir, cache_dir=cache_dir)
-    except EmptyDatasetError as error:
+    except (EmptyDatasetError, ValueError) as error:
         raise ValueError(
-            f"There is no data in {source!r}. A `train_data_dir` holds pictures and a `metadata.csv` with the columns "
-            "`file_name` and `text`."
+            f"No pairs can be loaded from {source!r}: {error}. A `train_data_dir` holds pictures and a `metadata.csv` "
+            "with the columns `file_name` and `text`."
         ) from error
     if "train" not in splits:
         raise ValueError(f"{source!r} has no split `train`; its splits are {list(splits)}.")
-    splits = {name: splits[name] for name in ("train", "validation") if name in splits}
-    for name, split in splits.items():
-        if len(split) == 0:
-            raise ValueError(f"The split `{name}` of {source!r} is empty. Add pairs, or leave the split out.")
-    return splits
+    return {name: splits[name] for name in ("train", "validation") if name in splits}
 
 
-def _as_pairs(split: Dataset, image_column: str | None, caption_column: str | None) -> Dataset:
-    """Brings a split to the columns `image` and `caption`; the pictures are neither decoded nor copied."""
+def _as_pairs(
+    split: Dataset, image_column: str | None, caption_column: str | None, further_columns: list[str]
+) -> Dataset:
+    """Brings a split to the columns `image`, `caption` and further ones; pictures are neither decoded nor copied."""
     image_column = _find_column("image", image_column, IMAGE_COLUMNS, split)
     caption_column = _find_column("caption", caption_column, CAPTION_COLUMNS, split)
     image_feature, caption_feature = split.features[image_column], split.features[caption_column]
@@ -147,6 +150,7 @@ def _as_pairs(split: Dataset, image_column: str | None, caption_column: str | No
         )
 
     images = split.select_columns([image_column]).rename_columns({image_column: "image"})
+    further = split.select_columns(further_columns)
     captions = split.select_columns([caption_column]).map(
         _as_caption_lists,
         batched=True,
@@ -155,7 +159,7 @@ def _as_pairs(split: Dataset, image_column: str | None, caption_column: str | No
         features=Features({"caption": List(Value("string"))}),
         desc="Reading captions",
     )
-    return concatenate_datasets([images.cast_column("image", Image(decode=False)), captions], axis=1)
+    return concatenate_datasets([images.cast_column("image", Image(decode=False)), captions, further], axis=1)
 
 
 def _as_caption_lists(column: list[str | list[str] | None]) -> dict[str, list[list[str]]]:

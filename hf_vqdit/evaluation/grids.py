@@ -61,7 +61,7 @@ def draw_section(
     num_pictures = {len(item.pictures) for item in items}
     if len(num_pictures) != 1 or 0 in num_pictures:
         raise ValueError(
-            f"`items` must all hold the same number of pictures, at least one; got {sorted(num_pictures) or 'no item'}."
+            f"`items` must all hold the same number of pictures, one or more, got {sorted(num_pictures) or 'none'}."
         )
     item_width = num_pictures.pop() * (picture_size + GAP) - GAP
     num_columns = num_columns or max(1, 8 * (picture_size + GAP) // (item_width + GAP))
@@ -106,7 +106,7 @@ def show_hidden(picture: Image.Image, mask: Image.Image) -> Image.Image:
 
     Args:
         picture (`PIL.Image.Image`): Any picture.
-        mask (`PIL.Image.Image`): Of the same size; brighter than mid-gray where the picture is hidden, as in `mask_image`.
+        mask (`PIL.Image.Image`): Of the same size; white where the picture is hidden, as the pipeline's `mask_image`.
 
     Returns:
         `PIL.Image.Image`: An RGB picture of the same size.

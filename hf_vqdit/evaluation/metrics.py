@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
-"""What is measured, each figure by its own function: of the tokenizer, of captions, and of judged `shapes` pictures."""
+"""What is measured: of the tokenizer, of captions, and of `shapes` scenes that were read off pictures or captions."""
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,23 +8,17 @@ import torch
 from sacrebleu.metrics import CHRF
 from torchmetrics import MeanMetric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
-from transformers import PreTrainedTokenizerBase
 
-from hf_vqdit.data.shapes import ATTRIBUTE_SIZES, ATTRIBUTE_WORDS, Scene, parse
+from hf_vqdit.data.shapes import ATTRIBUTE_SIZES, Scene, parse
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
-
-
-HALVES = ("left", "right", "top", "bottom")
-# The words of a shapes caption that tell a fact: "left" of "to the left of", but not "to the" and "of".
-FACT_WORDS = {word for phrases in ATTRIBUTE_WORDS.values() for phrase in phrases for word in phrase.split()}
-FACT_WORDS -= {"at", "in", "of", "the", "to"}
-
 
 # The tokenizer
 
 
 @torch.no_grad()
-def tokenizer_figures(vqvae: MultimodalVQVAE, batches: Iterable[dict[str, Any]], pad_token_id: int) -> dict[str, float]:
+def tokenizer_figures(
+    vqvae: MultimodalVQVAE, batches: Iterable[dict[str, Any]], pad_token_id: int
+) -> dict[str, float]:
     """How much of held-out pairs comes back from their codes, and how many codes that takes.
 
     Args:
@@ -86,7 +79,7 @@ def codebook_usage(counts: torch.Tensor) -> float:
 
 
 def codebook_perplexity(counts: torch.Tensor) -> float:
-    """exp of the entropy of how often each code was chosen: V if all are equally likely; `counts` is of shape `(V,)`."""
+    """Perplexity of the choice among V codes: V if all are equally likely; `counts` is a tensor of shape `(V,)`."""
     return torch.special.entr(counts / counts.sum()).sum().exp().item()
 
 
@@ -132,60 +125,6 @@ def read_captions(captions: Sequence[str]) -> list[Scene | None]:
     return [parse(caption) for caption in captions]
 
 
-# Parts to hide
-
-
-def hide_half(pixel_values: torch.Tensor) -> torch.Tensor:
-    """Masks that hide the left, the right, the upper, the lower half of pictures, in turn.
-
-    Args:
-        pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): The pictures.
-
-    Returns:
-        `torch.FloatTensor` of shape `(B, 1, H, W)`: 1 where hidden, else 0.
-    """
-    masks = torch.zeros_like(pixel_values[:, :1])
-    height, width = masks.shape[2:]
-    slices = {
-        "left": (slice(None), slice(width // 2)),
-        "right": (slice(None), slice(width // 2, None)),
-        "top": (slice(height // 2), slice(None)),
-        "bottom": (slice(height // 2, None), slice(None)),
-    }
-    for row, mask in enumerate(masks):
-        rows, columns = slices[HALVES[row % len(HALVES)]]
-        mask[0, rows, columns] = 1
-    return masks
-
-
-def mask_word(
-    caption: str, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator, words: set[str] | None = None
-) -> tuple[str, int]:
-    """Hides one word of a caption: a prompt to fill in.
-
-    Args:
-        caption (`str`): A caption of at least one word.
-        tokenizer (`PreTrainedTokenizerBase`): A fast one. Each token of the word becomes one `[MASK]`.
-        generator (`torch.Generator`): Chooses the word.
-        words (`set[str]`, *optional*): Hide one of these, for instance `FACT_WORDS`; by default any.
-
-    Returns:
-        `tuple[str, int]`: The prompt, and the index of the hidden word in `caption.split()`.
-
-    Raises:
-        ValueError: If the caption has no such word.
-    """
-    spans = [match.span() for match in re.finditer(r"\S+", caption)]
-    candidates = [i for i, (start, end) in enumerate(spans) if words is None or caption[start:end] in words]
-    if not candidates:
-        raise ValueError(f"The caption {caption!r} has no word to hide{f' of {sorted(words)}' if words else ''}.")
-    index = candidates[int(torch.randint(len(candidates), (), generator=generator))]
-    start, end = spans[index]
-    offsets = tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    num_tokens = sum(token_start < end and token_end > start for token_start, token_end in offsets)
-    return caption[:start] + tokenizer.mask_token * num_tokens + caption[end:], index
-
-
 # Many samples at once
 
 
@@ -205,7 +144,8 @@ def marginal_distances(scenes: Sequence[Scene], reference: Sequence[Scene]) -> d
     distances = {}
     for i, name in enumerate(reference[0]._fields):
         shares = [
-            torch.bincount(torch.tensor([scene[i] for scene in group]), minlength=ATTRIBUTE_SIZES[name]).double() / len(group)
+            torch.bincount(torch.tensor([scene[i] for scene in group]), minlength=ATTRIBUTE_SIZES[name]).double()
+            / len(group)
             for group in (scenes, reference)
         ]
         distances[name] = (shares[0] - shares[1]).abs().sum().item() / 2
@@ -217,7 +157,9 @@ def expected_distinct(num_kinds: int, num_draws: int) -> float:
     return num_kinds * (1 - (1 - 1 / num_kinds) ** num_draws)
 
 
-def joint_figures(image_scenes: Sequence[Scene], text_scenes: Sequence[Scene | None], reference: Sequence[Scene]) -> dict:
+def joint_figures(
+    image_scenes: Sequence[Scene], text_scenes: Sequence[Scene | None], reference: Sequence[Scene]
+) -> dict:
     """What is asked of pairs that were generated together.
 
     Args:
@@ -226,15 +168,18 @@ def joint_figures(image_scenes: Sequence[Scene], text_scenes: Sequence[Scene | N
         reference (`Sequence[Scene]`): Every scene of the training data, all equally likely.
 
     Returns:
-        `dict`: `joint_agreement`, the share of pairs in which both are equal; `joint_distinct`, distinct scenes relative to
-            as many independent real draws, of pictures or captions, whichever are fewer; `joint_marginals`, the total
-            variation of each fact from the data's, of pictures or captions, whichever is larger.
+        `dict`: `joint_agreement`, the share of pairs in which both are equal; `joint_distinct`, distinct scenes
+            relative to as many independent real draws, of pictures or captions, whichever are fewer;
+            `joint_marginals`, the total variation of each fact from the data's, of pictures or captions, whichever is
+            larger, and `joint_marginal_distance`, the largest of them.
     """
     told = [scene for scene in text_scenes if scene is not None and type(scene) is type(reference[0])]
     distances = [marginal_distances(scenes, reference) for scenes in (image_scenes, told)]
+    distances = {name: max(one[name] for one in distances) for name in distances[0]}
     distinct = min(len(set(image_scenes)), len(set(told)))
     return {
         "joint_agreement": share_equal(text_scenes, image_scenes),
         "joint_distinct": distinct / expected_distinct(len(reference), len(image_scenes)),
-        "joint_marginals": {name: max(one[name] for one in distances) for name in distances[0]},
+        "joint_marginals": distances,
+        "joint_marginal_distance": max(distances.values()),
     }

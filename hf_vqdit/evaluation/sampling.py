@@ -1,9 +1,12 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
-"""Held-out pairs in memory, and a pipeline called on many of them, batch by batch, from one seed."""
+"""Held-out pairs, what a pipeline is given of them in each direction, and what it makes of that from one seed."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from datasets import Dataset
 from diffusers import DiffusionPipeline
@@ -11,7 +14,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hf_vqdit.data import PairDataset, choose_caption, collate_pairs
-from hf_vqdit.data.shapes import Scene, scene_from_facts
+from hf_vqdit.data.shapes import ATTRIBUTE_WORDS, Scene, scene_from_facts
+
+# The words of a shapes caption that tell a fact: "left" of "to the left of", but not "to the" and "of".
+FACT_WORDS = {word for phrases in ATTRIBUTE_WORDS.values() for phrase in phrases for word in phrase.split()}
+FACT_WORDS -= {"at", "in", "of", "the", "to"}
 
 
 @dataclass(frozen=True)
@@ -37,16 +44,226 @@ class HeldOutPairs:
 
     def first(self, num_pairs: int) -> "HeldOutPairs":
         """The first pairs, all if there are fewer."""
-        return replace(self, **{name: value and value[:num_pairs] for name, value in vars(self).items()})
+        return replace(self, **{name: value[:num_pairs] for name, value in vars(self).items() if value is not None})
 
-    def batches(self, batch_size: int) -> list[dict[str, torch.Tensor]]:
-        """Batches as of [`~hf_vqdit.data.collate_pairs`]."""
-        everything = torch.ones(len(self), dtype=torch.bool)
-        columns = {
-            "pixel_values": self.pixel_values,
-            "input_ids": self.input_ids,
-            "has_image": everything,
-            "has_text": everything,
-        }
-        starts = range(0, len(self), batch_size)
-        return [{name: value[start : start + batch_size] for name, value in columns.items()} for start in starts]
+    def batches(self, batch_size: int, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
+        """The pairs in batches as of [`~hf_vqdit.data.collate_pairs`]."""
+        for pixel_values, input_ids in zip(
+            self.pixel_values.split(batch_size), self.input_ids.split(batch_size), strict=True
+        ):
+            is_there = torch.ones(len(input_ids), dtype=torch.bool)
+            batch = {"pixel_values": pixel_values, "input_ids": input_ids, "has_image": is_there, "has_text": is_there}
+            yield {name: value.to(device) for name, value in batch.items()}
+
+
+def read_held_out(
+    pairs: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    resolution: int,
+    center_crop: bool = True,
+    seed: int = 0,
+    max_pairs: int | None = None,
+) -> HeldOutPairs:
+    """Reads a validation split as training does, and keeps the pairs that are whole.
+
+    Args:
+        pairs (`datasets.Dataset`): The split `"validation"` of [`~hf_vqdit.data.load_pairs`].
+        tokenizer (`PreTrainedTokenizerBase`): The caption tokenizer.
+        resolution (`int`): Side of the pictures in pixels.
+        center_crop (`bool`, defaults to `True`): Whether pictures are cropped in the middle.
+        seed (`int`, defaults to 0): Seed of which caption is taken where a picture has several.
+        max_pairs (`int`, *optional*): Read no further than this.
+
+    Returns:
+        [`HeldOutPairs`]: Without pairs that lack a side, cannot be read or whose caption exceeds the context: that
+            would be refused as a prompt.
+
+    Raises:
+        ValueError: If no pair is left.
+    """
+    dataset = PairDataset(pairs, tokenizer, resolution, center_crop, seed=seed)
+    keys = [(0, index, index) for index in range(min(len(dataset), max_pairs or len(dataset)))]
+    batch = collate_pairs(dataset.__getitems__(keys))
+    is_whole = batch["has_image"] & batch["has_text"] & ~batch["truncated"] & (batch["index"] == batch["row"])
+    if not is_whole.any():
+        raise ValueError(
+            f"None of the {len(keys)} pairs held out has a picture that can be read and a caption of less than "
+            f"{tokenizer.model_max_length} tokens. Check the data set and `resolution`."
+        )
+    rows = is_whole.nonzero().flatten().tolist()
+    references = pairs.select(rows)["caption"]
+    captions = [own[choose_caption(seed, 0, row, len(own))] for row, own in zip(rows, references, strict=True)]
+    scenes = None
+    if "scene" in pairs.column_names:
+        scenes = [scene_from_facts(facts) for facts in pairs.select(rows)["scene"]]
+    return HeldOutPairs(batch["pixel_values"][is_whole], batch["input_ids"][is_whole], captions, [*references], scenes)
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What the pipeline is given in each direction.
+
+    Args:
+        pairs ([`HeldOutPairs`]): Prompts to draw and pictures to describe.
+        half_masks (`torch.FloatTensor` of shape `(N, 1, H, W)`): 1 in the half of each picture that is hidden.
+        fill_prompts (`list[str]`): The captions with a word hidden.
+        hidden_words (`list[int]`): Its index in `caption.split()`.
+    """
+
+    pairs: HeldOutPairs
+    half_masks: torch.Tensor
+    fill_prompts: list[str]
+    hidden_words: list[int]
+
+
+def make_tasks(pairs: HeldOutPairs, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> Tasks:
+    """Hides a half of each picture, and a word of each caption; of a shapes caption one that tells a fact.
+
+    Args:
+        pairs ([`HeldOutPairs`]): Held-out pairs.
+        tokenizer (`PreTrainedTokenizerBase`): The caption tokenizer.
+        seed (`int`, defaults to 0): Seed of the choice of words.
+
+    Returns:
+        [`Tasks`]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    words = None if pairs.scenes is None else FACT_WORDS
+    hidden = [mask_word(caption, tokenizer, generator, words) for caption in pairs.captions]
+    prompts, indices = map(list, zip(*hidden, strict=True))
+    return Tasks(pairs, hide_half(pairs.pixel_values), prompts, indices)
+
+
+def hide_half(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Masks that hide the left, the right, the upper, the lower half of pictures, in turn.
+
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): The pictures.
+
+    Returns:
+        `torch.FloatTensor` of shape `(B, 1, H, W)`: 1 where hidden, else 0.
+    """
+    masks = torch.zeros_like(pixel_values[:, :1])
+    height, width = masks.shape[2:]
+    halves = (np.s_[:, : width // 2], np.s_[:, width // 2 :], np.s_[: height // 2], np.s_[height // 2 :])
+    for row, mask in enumerate(masks[:, 0]):
+        mask[halves[row % len(halves)]] = 1
+    return masks
+
+
+def mask_word(
+    caption: str, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator, words: set[str] | None = None
+) -> tuple[str, int]:
+    """Hides one word of a caption: a prompt to fill in.
+
+    Args:
+        caption (`str`): A caption of at least one word.
+        tokenizer (`PreTrainedTokenizerBase`): A fast one. Each token of the word becomes one `[MASK]`.
+        generator (`torch.Generator`): Chooses the word.
+        words (`set[str]`, *optional*): Hide one of these, for instance `FACT_WORDS`; by default any.
+
+    Returns:
+        `tuple[str, int]`: The prompt, and the index of the hidden word in `caption.split()`.
+
+    Raises:
+        ValueError: If the caption has no such word.
+    """
+    spans = [match.span() for match in re.finditer(r"\S+", caption)]
+    candidates = [i for i, (start, end) in enumerate(spans) if words is None or caption[start:end] in words]
+    if not candidates:
+        raise ValueError(f"The caption {caption!r} has no word to hide{f' of {sorted(words)}' if words else ''}.")
+    index = candidates[int(torch.randint(len(candidates), (), generator=generator))]
+    start, end = spans[index]
+    offsets = tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    num_tokens = sum(token_start < end and token_end > start for token_start, token_end in offsets)
+    return caption[:start] + tokenizer.mask_token * num_tokens + caption[end:], index
+
+
+class Samples(NamedTuple):
+    """What a pipeline generated; `None` for a modality that was given."""
+
+    pixel_values: torch.Tensor | None  # (B, 3, H, W) in [-1, 1], on the CPU
+    texts: list[str] | None
+
+
+def sample(
+    pipeline: DiffusionPipeline,
+    num_samples: int,
+    seed: int,
+    prompts: list[str] | None = None,
+    pixel_values: torch.Tensor | None = None,
+    masks: torch.Tensor | None = None,
+    batch_size: int = 125,
+    description: str = "Sampling",
+    **settings: Any,
+) -> Samples:
+    """Calls a pipeline on many items, in batches.
+
+    Args:
+        pipeline (`VQDiTPipeline`): The pipeline.
+        num_samples (`int`): How many samples; as many as there are items in what is given.
+        seed (`int`): Seed of the generator that all batches draw from, one after the other.
+        prompts (`list[str]`, *optional*): Prompts.
+        pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`, *optional*): Pictures in [-1, 1].
+        masks (`torch.FloatTensor` of shape `(B, 1, H, W)`, *optional*): 1 where a picture is generated anew.
+        batch_size (`int`, defaults to 125): Samples a call.
+        description (`str`, defaults to `"Sampling"`): What the progress bar says.
+        **settings: Further arguments of the pipeline, such as `num_inference_steps`.
+
+    Returns:
+        [`Samples`]
+    """
+    images = None if pixel_values is None else (pixel_values + 1) / 2
+    given = {"prompt": prompts, "image": images, "mask_image": masks}
+    given = {name: value for name, value in given.items() if value is not None}
+    generator = torch.Generator().manual_seed(seed)
+    pipeline.set_progress_bar_config(disable=True)
+    outputs = []
+    for start in tqdm(range(0, num_samples, batch_size), desc=description, leave=False):
+        count = min(batch_size, num_samples - start)
+        batch = {name: value[start : start + count] for name, value in given.items()}
+        per_item = 1 if batch else count
+        outputs.append(
+            pipeline(**batch, num_images_per_prompt=per_item, generator=generator, output_type="pt", **settings)
+        )
+    drawn = [output.images.float().cpu() for output in outputs if output.images is not None]
+    texts = [text for output in outputs for text in output.texts or ()]
+    return Samples(2 * torch.cat(drawn) - 1 if drawn else None, texts or None)
+
+
+class Answers(NamedTuple):
+    """What a pipeline made of the tasks, from one seed."""
+
+    drawn: torch.Tensor  # text to image, (N, 3, H, W) in [-1, 1]
+    written: list[str]  # image to text
+    inpainted: torch.Tensor  # the prompt and half of the picture given, (N, 3, H, W) in [-1, 1]
+    filled: list[str]  # the picture and all but one word given
+    joint: Samples  # nothing given
+
+
+def answer_tasks(pipeline: DiffusionPipeline, tasks: Tasks, num_joint: int, seed: int, **settings: Any) -> Answers:
+    """Runs every direction once.
+
+    Args:
+        pipeline (`VQDiTPipeline`): The pipeline.
+        tasks ([`Tasks`]): What it is given.
+        num_joint (`int`): Pairs to make up.
+        seed (`int`): Seed of the samples.
+        **settings: Further arguments of [`sample`] and of the pipeline.
+
+    Returns:
+        [`Answers`]
+    """
+    prompts, pictures = tasks.pairs.captions, tasks.pairs.pixel_values
+
+    def run(description: str, num_samples: int, **given: Any) -> Samples:
+        return sample(pipeline, num_samples, seed, **given, description=f"{description}, seed {seed}", **settings)
+
+    count = len(tasks.pairs)
+    return Answers(
+        drawn=run("Text to image", count, prompts=prompts).pixel_values,
+        written=run("Image to text", count, pixel_values=pictures).texts,
+        inpainted=run("Half hidden", count, prompts=prompts, pixel_values=pictures, masks=tasks.half_masks)[0],
+        filled=run("Filling words", count, prompts=tasks.fill_prompts, pixel_values=pictures).texts,
+        joint=run("Joint", num_joint),
+    )

@@ -112,18 +112,22 @@ class VQDiTPipeline(DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
+        """Of the last call: see `guidance_scale` of `__call__`."""
         return self._guidance_scale
 
     @property
     def text_guidance_scale(self) -> float:
+        """Of the last call: see `text_guidance_scale` of `__call__`."""
         return self._text_guidance_scale
 
     @property
     def num_timesteps(self) -> int:
+        """Number of steps of the last call."""
         return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
+        """Whether the run is to end before its next step: a callback sets `_interrupt`."""
         return self._interrupt
 
     @torch.no_grad()
@@ -365,8 +369,7 @@ class VQDiTPipeline(DiffusionPipeline):
         mask_id, eos_id, pad_id = tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         context_length = self.transformer.config.text_length * self.vqvae.text_downsample_factor  # S
         input_ids = torch.full((batch_size, context_length), mask_id)
-        is_known = torch.zeros_like(input_ids, dtype=torch.bool)
-        is_word = torch.zeros_like(is_known)
+        is_word = torch.zeros_like(input_ids, dtype=torch.bool)
         for row, prompt in enumerate(prompts or ()):
             ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
             if eos_id in ids or pad_id in ids:
@@ -382,22 +385,17 @@ class VQDiTPipeline(DiffusionPipeline):
                     f"`prompt` {prompt!r} has {len(ids)} tokens{'' if is_open else ', the end of the text included'},"
                     f" but this model's context holds {context_length}: shorten it."
                 )
-            words = torch.tensor(ids)
-            input_ids[row, : len(ids)] = words
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            is_word[row, : len(ids)] = input_ids[row, : len(ids)] == mask_id
             if is_open:
-                is_word[row, : len(ids) - 1] = words[:-1] == mask_id
+                is_word[row, len(ids) - 1] = False  # it stands for everything that follows
             else:
-                is_word[row, : len(ids)] = words == mask_id
                 input_ids[row, len(ids) :] = pad_id
-            is_known[row] = input_ids[row] != mask_id
+        is_known = input_ids != mask_id
         return PromptTokens(*(x.to(self._execution_device) for x in (input_ids, is_known, is_word)))
 
     def prepare_text_codes(self, tokens: PromptTokens) -> torch.LongTensor:
         """Text codes `(B, S/r, G)` of the prompts; a chunk that holds an unknown token is MASK."""
-        if not tokens.is_known.any():
-            num_rows, num_groups = len(tokens.input_ids), self.transformer.config.text_num_groups
-            shape = (num_rows, self.transformer.config.text_length, num_groups)
-            return torch.full(shape, self.transformer.text_mask_id, device=self._execution_device)
         text_codes = self.vqvae.encode(text=tokens.input_ids).text_codes
         is_unknown = self._chunks(~tokens.is_known).any(dim=-1)  # (B, S/r)
         return text_codes.masked_fill(is_unknown[..., None], self.transformer.text_mask_id)
@@ -540,13 +538,13 @@ class VQDiTPipeline(DiffusionPipeline):
         return is_mask.to(device) | (tokens.is_word[..., None] & is_special.to(device))
 
     def _forbidden_text_codes(self, tokens: PromptTokens, forbidden_tokens: torch.BoolTensor) -> torch.BoolTensor:
-        """Text codes `(B, S/r, 1, V_y + 1)` that may not be drawn: PAD up to the last chunk that holds a word."""
+        """Text codes `(B, S/r, 1, V_y + 1)` that may not be drawn: PAD up to the last chunk with a given token."""
         pad_id = self.transformer.text_pad_id
-        holds_word = tokens.is_word | (tokens.is_known & (tokens.input_ids != self.tokenizer.pad_token_id))
-        holds_word = self._chunks(holds_word).any(dim=-1)  # (B, S/r)
-        word_follows = holds_word.flip(1).cumsum(dim=1).flip(1) > 0  # here or later
-        forbidden = torch.zeros(*word_follows.shape, 1, pad_id + 1, dtype=torch.bool, device=word_follows.device)
-        forbidden[..., pad_id] = word_follows[..., None]
+        # From the start of a text up to its last given token each token is a given one or stands for a word.
+        is_text = tokens.is_word | (tokens.is_known & (tokens.input_ids != self.tokenizer.pad_token_id))
+        is_text = self._chunks(is_text).any(dim=-1)  # (B, S/r)
+        forbidden = torch.zeros(*is_text.shape, 1, pad_id + 1, dtype=torch.bool, device=is_text.device)
+        forbidden[..., pad_id] = is_text[..., None]
         if self.vqvae.config.text_codec == "identity":  # a code is a token, and no decoder chooses another one later
             forbidden[:, :, 0, :pad_id] = forbidden_tokens
         return forbidden
@@ -592,7 +590,7 @@ class VQDiTPipeline(DiffusionPipeline):
         if pixels.shape[1] != self.vqvae.config.in_channels or pixels.abs().max() > 1:
             raise ValueError(
                 f"`image` must have {self.vqvae.config.in_channels} channels, last in an array and first in a tensor,"
-                f" and values in [0, 1], got shape {tuple(picture.shape)} and values up to {picture.max()}."
+                f" and values in [0, 1], got {pixels.shape[1]} channels and values up to {(pixels.max() + 1) / 2:g}."
             )
         return pixels
 
@@ -652,6 +650,7 @@ def _choose_modalities(output_modalities: tuple[str, ...] | None, image_is_open:
 
 
 def _resize(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(B, C, H, W) in [-1, 1] to another size, antialiased."""
     if pixels.shape[2:] == size:
         return pixels
     return F.interpolate(pixels.float(), size, mode="bicubic", antialias=True).clamp(-1, 1)

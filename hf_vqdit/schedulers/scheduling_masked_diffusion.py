@@ -405,7 +405,6 @@ def _gumbel(uniform: torch.Tensor) -> torch.Tensor:
 
 def _highest(scores: torch.Tensor, candidates: torch.BoolTensor, counts: torch.LongTensor) -> torch.BoolTensor:
     """The `counts` (B,) candidates with the highest scores in each row of (B, L), exactly so many also among ties."""
-    # A candidate's score may be -inf (a code of probability 0 in the confidence): it still goes before non-candidates.
-    scores = scores.clamp(min=torch.finfo(scores.dtype).min).masked_fill(~candidates, -math.inf)
+    scores = scores.masked_fill(~candidates, -math.inf)
     ranks = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return ranks < counts[:, None]

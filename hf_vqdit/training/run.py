@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_vqdit.data import ResumableBatchSampler, RowKey
+from hf_vqdit.evaluation.report import SUMMARY_FILE
 from hf_vqdit.training.arguments import OptimizationArguments, write_config
 from hf_vqdit.training.checkpoints import find_checkpoint, publish, read_state
 
@@ -55,6 +56,8 @@ class TrainingRun:
         self.skipped: dict[str, str] = {}  # key -> reason of the data records that could not be read
         self.num_truncated = 0  # captions, each time they are read
         self._sums: dict[str, torch.Tensor] = {}
+        self._pinned: dict[str, Any] = {}
+        self._started = time.perf_counter() - self.resumed_state.get("seconds", 0.0)
 
         process = PartialState()
         logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
@@ -225,15 +228,27 @@ class TrainingRun:
             elif hasattr(tracker, "log_images"):
                 tracker.log_images({"samples": [page]}, step=step)
 
-    def finish(self) -> None:
-        """Reports what could not be read of the data, and closes the trackers."""
+    def finish(self, figures: Mapping[str, float]) -> None:
+        """Reports what could not be read of the data, writes the summary of the run, and closes the trackers.
+
+        Args:
+            figures (`Mapping[str, float]`): What the last validation measured.
+        """
         skipped = dict(gather_object(list(self.skipped.items())))
         num_truncated = sum(gather_object([self.num_truncated]))
         if skipped:
             logger.warning("%d records could not be read and were skipped: %s", len(skipped), list(skipped)[:10])
         if num_truncated:
             logger.warning("%d times a caption longer than the text context lost its end.", num_truncated)
+        if self.accelerator.is_main_process:
+            summary = {"seconds": self._seconds(), "steps": self.arguments.max_train_steps, "figures": dict(figures)}
+            summary |= {"skipped_records": skipped, "truncated_captions": num_truncated}
+            (self.output_dir / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         self.accelerator.end_training()
+
+    def _seconds(self) -> float:
+        """Since the start of the run, with what it took before it was resumed."""
+        return time.perf_counter() - self._started
 
     # Checkpoints
 
@@ -251,6 +266,23 @@ class TrainingRun:
         self.accelerator.register_for_checkpointing(*stateful)
         self.accelerator.register_save_state_pre_hook(self._save_models)
         self.accelerator.register_load_state_pre_hook(self._load_models)
+
+    def pin(self, name: str, value: Any) -> None:
+        """Says what has to be the same when the run is resumed, such as the tokenizer whose codes it learns.
+
+        Args:
+            name (`str`): What it is.
+            value: A value that JSON holds.
+
+        Raises:
+            ValueError: If the checkpoint to resume from has another one.
+        """
+        if self.checkpoint is not None and (saved := self.resumed_state["pinned"][name]) != value:
+            raise ValueError(
+                f"{self.checkpoint} was trained with another {name} ({saved}) than the one given ({value}): name that "
+                "one, or start anew in another `output_dir`."
+            )
+        self._pinned[name] = value
 
     def resume(self) -> int:
         """Restores the checkpoint that the settings name, if any; returns the number of optimizer steps done."""
@@ -275,8 +307,10 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             state = {
                 "step": step,
+                "seconds": self._seconds(),
                 "mixed_precision": self.accelerator.mixed_precision,
                 "arguments": self.settings,
+                "pinned": self._pinned,
             }
             publish(aside, folder, state, self.arguments.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
@@ -396,8 +430,8 @@ def check_finite(losses: Mapping[str, float], step: int) -> None:
     if not all(map(math.isfinite, losses.values())):
         raise FloatingPointError(
             f"The loss is not finite at step {step}: {_to_line(losses)}. No checkpoint of this step was written. "
-            "Resume from the last one with a lower `learning_rate` or a longer `lr_warmup_steps`; if `mixed_precision` is "
-            "fp16, try bf16 or no."
+            "Resume from the last one with a lower `learning_rate` or a longer `lr_warmup_steps`; if "
+            "`mixed_precision` is fp16, try bf16 or no."
         )
 
 

@@ -12,7 +12,9 @@ from hf_vqdit.data.shapes import SCENE_TYPES, TEMPLATES, all_scenes, describe
 
 def shapes_captions(num_objects: int) -> list[str]:
     templates = range(len(TEMPLATES[SCENE_TYPES[num_objects]]))
-    return [describe(scene, k) for scene in all_scenes(num_objects)[:: 1 if num_objects == 1 else 7] for k in templates]
+    return [
+        describe(scene, k) for scene in all_scenes(num_objects)[:: 1 if num_objects == 1 else 7] for k in templates
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +35,15 @@ def byte_tokenizer(**special_tokens) -> PreTrainedTokenizerFast:
 def test_every_word_of_the_shapes_becomes_one_token(num_objects, longest):
     captions = shapes_captions(num_objects)
     tokenizer = train_caption_tokenizer(captions, vocab_size=512, model_max_length=longest)
-    _, truncated = encode_captions(tokenizer, captions, return_truncated=True)
+    _, truncated = encode_captions(tokenizer, captions[::7], return_truncated=True)
     assert not truncated.any()
-    for caption in captions[::100]:
+    for caption in captions[::101]:
         assert len(tokenizer.tokenize(caption)) == len(caption.replace(",", " ,").split())
 
 
-@pytest.mark.parametrize("text", ["a red circle", "红心", "naïve  café\n\t", "👩🏽‍🚀 in space", " leading", "trailing ", "don't"])
+@pytest.mark.parametrize(
+    "text", ["a red circle", "红心", "naïve  café\n\t", "👩🏽‍🚀 in space", " leading", "trailing ", "don't"]
+)
 def test_any_text_comes_back_letter_for_letter(tokenizer, text):
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 

@@ -66,7 +66,15 @@ def test_templates_say_the_same_in_different_words(num_objects):
 def test_a_caption_that_is_a_letter_off_is_not_read(num_objects):
     for scene in scenes_to_try(num_objects)[::97]:
         caption = describe(scene, 0)
-        broken = ["", " " + caption, caption + " ", caption + ".", caption[:-1], f"{caption} {caption}", caption.upper()]
+        broken = [
+            "",
+            " " + caption,
+            caption + " ",
+            caption + ".",
+            caption[:-1],
+            f"{caption} {caption}",
+            caption.upper(),
+        ]
         broken += [caption.replace("background", "red"), caption.replace(" on ", " on on ")]
         assert [parse(text) for text in broken] == [None] * len(broken)
 

@@ -1,0 +1,237 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""The report of an evaluation: `report.json` for programs, `report.md` for people."""
+
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SUMMARY_FILE = "train_summary.json"  # in the folder of each training script's run; holds `seconds`
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the report.
+
+    Args:
+        key (`str`): Its name in `report.json`.
+        title (`str`): What it is, in words.
+        style (`str`): How its value is printed, as for `str.format`.
+        target (`float`, *optional*): What the quickstart is expected to reach.
+        is_limit (`bool`, defaults to `False`): Whether the target is the most, rather than the least, allowed.
+    """
+
+    key: str
+    title: str
+    style: str = "{:.1%}"
+    target: float | None = None
+    is_limit: bool = False
+
+    def is_reached(self, value: float) -> bool:
+        """Whether a value meets the target."""
+        return value <= self.target if self.is_limit else value >= self.target
+
+
+FIGURES = (
+    Figure("image_psnr_db", "picture reconstruction, PSNR", "{:.1f} dB", 27),
+    Figure("image_ssim", "picture reconstruction, SSIM", "{:.3f}"),
+    Figure("image_reconstruction_judged", "every attribute right in the reconstruction", target=0.95),
+    Figure("text_reconstruction_exact", "captions through the text codec at r = 2, exact", target=0.99),
+    Figure("text_reconstruction_exact_r1", "captions through the text codec at r = 1, exact"),
+    Figure("text_reconstruction_exact_r4", "captions through the text codec at r = 4, exact"),
+    Figure("image_codebook_usage", "picture codes with a share above .01/V", target=0.90),
+    Figure("image_codebook_perplexity", "picture codebook, perplexity", "{:.0f}"),
+    Figure("text_codebook_usage", "text codes with a share above .01/V"),
+    Figure("text_codebook_perplexity", "text codebook, perplexity", "{:.0f}"),
+    Figure("text_to_image_judged", "text to image, every attribute right", target=0.75),
+    Figure("image_to_text_parsed", "image to text, the caption tells exactly the picture", target=0.75),
+    Figure("image_to_text_exact", "image to text, the caption is one of the picture's"),
+    Figure("image_to_text_chrf", "image to text, chrF", "{:.1f}"),
+    Figure("joint_agreement", "joint pairs that agree", target=0.75),
+    Figure(
+        "joint_marginal_distance", "joint, attribute furthest from the data (total variation)", "{:.3f}", 0.1, True
+    ),
+    Figure("joint_distinct", "joint, distinct combinations relative to real draws", target=0.80),
+    Figure("inpaint_judged", "half of a picture hidden, every attribute right", target=0.75),
+    Figure("fill_words_exact", "`[MASK]` words filled rightly", target=0.80),
+    Figure("judge_accuracy", "judge on real held-out pictures", target=0.99),
+    Figure("minutes", "minutes of the whole run", "{:.1f}"),
+    Figure("matmul_gflops", "speed of the machine in GFLOP/s, float32", "{:.0f}"),
+)
+BOUND_TITLES = {"x": "p(x)", "y": "p(y)", "x|y": "p(x given y)", "y|x": "p(y given x)", "x,y": "p(x, y)"}
+
+
+def write_report(figures: Mapping[str, Any], output_dir: str | Path, with_targets: bool) -> None:
+    """Writes `report.json` and `report.md`.
+
+    Args:
+        figures (`Mapping[str, Any]`):
+            Values by the keys of `FIGURES`, as many as were measured; `spread` (key -> least and greatest value over
+            the sampling seeds), `bounds` (see [`summarize_bounds`]), `samples` (what was drawn how often) and
+            `measured` (see [`describe_machine`]).
+        output_dir (`str` or `Path`): The folder; made if it is not there.
+        with_targets (`bool`): Whether to print the quickstart's targets beside the figures.
+    """
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "report.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    (output_dir / "report.md").write_text(format_report(figures, with_targets), encoding="utf-8")
+
+
+def format_report(figures: Mapping[str, Any], with_targets: bool) -> str:
+    """The report in Markdown; arguments as for [`write_report`]."""
+    columns = ["what", "key", "measured", "over the seeds", *(["target", "reached"] if with_targets else [])]
+    rows = [_format_row(figure, figures, with_targets) for figure in FIGURES if figure.key in figures]
+    lines = ["# Report", "", *_format_table(columns, rows)]
+    if "joint_marginals" in figures:
+        distances = ", ".join(f"{name} {distance:.3f}" for name, distance in figures["joint_marginals"].items())
+        lines += ["", f"Joint samples, total variation of each attribute from the data: {distances}."]
+    if "bounds" in figures:
+        lines += ["", *_format_bounds(figures["bounds"])]
+    lines += ["", "## Measured", ""]
+    lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in figures.get("measured", {}).items()]
+    lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in figures.get("samples", {}).items()]
+    return "\n".join(lines) + "\n"
+
+
+def _format_row(figure: Figure, figures: Mapping[str, Any], with_targets: bool) -> list[str]:
+    value, spread = figures[figure.key], figures.get("spread", {}).get(figure.key)
+    over_seeds = " to ".join(figure.style.format(end) for end in spread) if spread else ""
+    row = [figure.title, f"`{figure.key}`", figure.style.format(value), over_seeds]
+    if with_targets and figure.target is not None:
+        at = "at most" if figure.is_limit else "at least"
+        row += [f"{at} {figure.style.format(figure.target)}", "yes" if figure.is_reached(value) else "no"]
+    elif with_targets:
+        row += ["", ""]
+    return row
+
+
+def _format_bounds(bounds: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [title, f"{bounds[name]['bits_per_pair']:.1f}", f"{bounds[name]['bits_per_code']:.3f}"]
+        for name, title in BOUND_TITLES.items()
+    ]
+    lines = ["## Bounds on -log p", "", "x is the picture's codes, y the caption's.", ""]
+    lines += _format_table(["of", "bits a pair", "bits a code"], rows)
+    holds = {True: "yes", False: "no"}
+    return lines + [
+        "",
+        f"- p(x given y) below p(x): {holds[bounds['image_is_helped_by_text']]}",
+        f"- p(y given x) below p(y): {holds[bounds['text_is_helped_by_image']]}",
+        f"- p(x, y) against p(y) and p(x given y) together: {bounds['joint_gap_bits']:+.1f} bits a pair",
+    ]
+
+
+def _format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def summarize_bounds(bits: Mapping[str, float], num_image_codes: int, num_text_codes: int) -> dict[str, Any]:
+    """Puts bounds in bits a pair beside each other.
+
+    Args:
+        bits (`Mapping[str, float]`): Bits a pair, by the names of `BOUND_TITLES`.
+        num_image_codes (`int`): Codes a picture, L_x.
+        num_text_codes (`int`): Codes a caption, padding included, L_y.
+
+    Returns:
+        `dict`: For each bound `bits_per_pair` and `bits_per_code`; whether the bound of each modality is lower given
+            the other; and `joint_gap_bits`, by how much the joint bound exceeds that of y plus that of x given y. For
+            exact posteriors it is 0.
+    """
+    num_codes = {name: num_image_codes if name.startswith("x") else num_text_codes for name in BOUND_TITLES}
+    num_codes["x,y"] = num_image_codes + num_text_codes
+    summary: dict[str, Any] = {
+        name: {"bits_per_pair": bits[name], "bits_per_code": bits[name] / num_codes[name]} for name in BOUND_TITLES
+    }
+    summary["image_is_helped_by_text"] = bits["x|y"] < bits["x"]
+    summary["text_is_helped_by_image"] = bits["y|x"] < bits["y"]
+    summary["joint_gap_bits"] = bits["x,y"] - (bits["y"] + bits["x|y"])
+    return summary
+
+
+def summarize_seeds(by_seed: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The mean of each figure over the sampling seeds, and under `spread` its least and its greatest value.
+
+    Args:
+        by_seed (`Sequence[Mapping[str, float]]`): The same figures for each seed.
+
+    Returns:
+        `dict`
+    """
+    values = {key: [figures[key] for figures in by_seed] for key in by_seed[0]}
+    means = {key: sum(own) / len(own) for key, own in values.items()}
+    return means | {"spread": {key: [min(own), max(own)] for key, own in values.items()}}
+
+
+def read_training_minutes(run_dirs: Sequence[str | Path]) -> dict[str, float]:
+    """How long each training run took, from the `train_summary.json` that it left.
+
+    Args:
+        run_dirs (`Sequence[str | Path]`): The `output_dir` of each training script.
+
+    Returns:
+        `dict[str, float]`: Minutes by the folder's name.
+
+    Raises:
+        ValueError: If a folder has no such file.
+    """
+    minutes = {}
+    for folder in map(Path, run_dirs):
+        file = folder / SUMMARY_FILE
+        if not file.is_file():
+            raise ValueError(f"{folder} has no {SUMMARY_FILE}: name folders of finished training runs in `run_dirs`.")
+        minutes[folder.name] = json.loads(file.read_text(encoding="utf-8"))["seconds"] / 60
+    return minutes
+
+
+def describe_machine(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """When, on what and with what figures were measured.
+
+    Args:
+        device (`torch.device`): That of the pipeline.
+        dtype (`torch.dtype`): That of the pipeline.
+
+    Returns:
+        `dict[str, str]`
+    """
+    processor = f"{_processor_name()}, {torch.get_num_threads()} threads"
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
+        "torch": torch.__version__,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _processor_name() -> str:
+    """The model's name where Linux tells it; elsewhere what Python knows."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def measure_matmul_gflops(size: int = 2048, num_repeats: int = 5) -> float:
+    """The speed of a float32 matrix product on this processor, at its best of a few.
+
+    Args:
+        size (`int`, defaults to 2048): Side of the matrices.
+        num_repeats (`int`, defaults to 5): Products.
+
+    Returns:
+        `float`: In 10^9 operations a second.
+    """
+    matrix = torch.rand(size, size, generator=torch.Generator().manual_seed(0))
+    seconds = []
+    for _ in range(num_repeats):
+        start = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds) / 1e9

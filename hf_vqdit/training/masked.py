@@ -1,0 +1,260 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""The training objective of masked diffusion: hide codes, predict them, weigh the cross-entropy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from accelerate.utils import extract_model_from_parallel
+
+from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
+
+from .times import TimeTable
+
+LOSS_WEIGHTINGS = ("uniform", "soft_inverse")
+NUM_TIME_BINS = 4
+
+
+@dataclass(frozen=True)
+class MaskedLossConfig:
+    """
+    Weights of [`masked_objective`].
+
+    A modality's loss is weighted by its mask rate m, the fraction of its codes that are hidden. `"uniform"` counts
+    every hidden code alike, which favours pictures. `"soft_inverse"` is 1 / (m + (1 - m) / `max_inverse_weight`): with
+    the linear mask schedule the likelihood bound (MDLM, Sahoo 2024) has the weight 1 / m, and this follows it up to a
+    cap (UniDisc, Swerdlow 2025), because the gradient's variance would otherwise be that of the rows with one mask.
+
+    Args:
+        text_loss_weight (`float`, defaults to 0.5):
+            Weight of the text's loss beside the image's.
+        pad_loss_weight (`float`, defaults to 0.1):
+            Weight of text positions that are PAD, after the first one. The first one tells where the text ends; the
+            others are easy, many, and would drown the words.
+        label_smoothing (`float`, defaults to 0.0):
+            Share of the target spread evenly over all classes.
+        image_loss_weighting (`str`, defaults to `"uniform"`):
+            `"uniform"` or `"soft_inverse"`.
+        text_loss_weighting (`str`, defaults to `"soft_inverse"`):
+            `"uniform"` or `"soft_inverse"`.
+        max_inverse_weight (`float`, defaults to 5.0):
+            The cap of `"soft_inverse"`, reached as the mask rate goes to 0.
+        region_fraction (`float`, defaults to 0.0):
+            Share of the rows in which a random rectangle of the picture, or span of the text, is given, or all but
+            such a region: the situation of inpainting. Drawn for each modality by itself.
+
+    Raises:
+        `ValueError`: a value is out of range.
+    """
+
+    text_loss_weight: float = 0.5
+    pad_loss_weight: float = 0.1
+    label_smoothing: float = 0.0
+    image_loss_weighting: str = "uniform"
+    text_loss_weighting: str = "soft_inverse"
+    max_inverse_weight: float = 5.0
+    region_fraction: float = 0.0
+
+    def __post_init__(self):
+        for name in ("image_loss_weighting", "text_loss_weighting"):
+            if getattr(self, name) not in LOSS_WEIGHTINGS:
+                raise ValueError(f"`{name}` must be one of {LOSS_WEIGHTINGS}, got {getattr(self, name)!r}.")
+        for name in ("label_smoothing", "region_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
+        for name, least in (("text_loss_weight", 0), ("pad_loss_weight", 0), ("max_inverse_weight", 1)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class MaskedLoss:
+    """
+    What [`masked_objective`] returns.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`):
+            The mean over the rows, to go backward from.
+        image_loss_rows (`torch.FloatTensor` of shape `(B,)`):
+            Each row's image loss, without gradient.
+        text_loss_rows (`torch.FloatTensor` of shape `(B,)`):
+            Each row's text loss, before `text_loss_weight` and without gradient.
+        nats (`dict[str, torch.FloatTensor]`):
+            Tensors `(2,)`: cross-entropy in nats summed over hidden codes, and the number of those codes, without any
+            weight, so that both can be summed over micro-batches and processes before dividing. `"image_nats"` and
+            `"text_nats"` over all rows; `"image_nats/time_0.00_0.25"` and so on over the rows of one part of time.
+    """
+
+    loss: torch.FloatTensor
+    image_loss_rows: torch.FloatTensor
+    text_loss_rows: torch.FloatTensor
+    nats: dict[str, torch.FloatTensor]
+
+
+def mask_rate(codes: torch.LongTensor, mask_token_id: int) -> torch.FloatTensor:
+    """What the transformer is told of a modality: each row's fraction of MASK among all its codes, `(B,)`."""
+    return (codes == mask_token_id).flatten(1).float().mean(dim=1)
+
+
+def masked_objective(
+    model: nn.Module,
+    image_codes: torch.LongTensor,
+    text_codes: torch.LongTensor,
+    times: TimeTable,
+    scheduler: MaskedDiffusionScheduler,
+    text_scheduler: MaskedDiffusionScheduler,
+    generators: Sequence[torch.Generator],
+    config: MaskedLossConfig | None = None,
+    has_image: torch.BoolTensor | None = None,
+    has_text: torch.BoolTensor | None = None,
+) -> MaskedLoss:
+    """
+    Hide codes of a micro-batch as its times say, predict them, and return the weighted cross-entropy.
+
+    A row's loss is the weighted sum over its hidden codes divided by the number of all codes of the modality, which is
+    the same for every row. So the mean over the global batch does not depend on how it is cut into micro-batches.
+
+    Args:
+        model (`VQDiTModel`):
+            The transformer, wrapped by accelerate or not.
+        image_codes (`torch.LongTensor` of shape `(B, h, w)`):
+            Clean image codes; any code where the image is missing.
+        text_codes (`torch.LongTensor` of shape `(B, S/r, G)`):
+            Clean text codes and PAD; any code where the text is missing.
+        times (`TimeTable`):
+            The times of these B rows.
+        scheduler (`MaskedDiffusionScheduler`):
+            Whose `add_noise` hides image codes.
+        text_scheduler (`MaskedDiffusionScheduler`):
+            Whose `add_noise` hides text codes.
+        generators (`Sequence[torch.Generator]`):
+            One for each row.
+        config (`MaskedLossConfig`, *optional*):
+            Weights; the defaults if left out.
+        has_image (`torch.BoolTensor` of shape `(B,)`, *optional*):
+            False where the image is missing: it is all MASK at time exactly 1 and carries no loss.
+        has_text (`torch.BoolTensor` of shape `(B,)`, *optional*):
+            False where the text is missing.
+
+    Returns:
+        [`MaskedLoss`]
+    """
+    config = config or MaskedLossConfig()
+    device, generators = image_codes.device, list(generators)
+    image_time, text_time = _park_missing(
+        times.image_time.to(device), times.text_time.to(device), has_image, has_text
+    )
+    architecture = extract_model_from_parallel(model)
+    image_mask_id, text_mask_id = architecture.image_mask_id, architecture.text_mask_id
+
+    # Hide
+    h, w = image_codes.shape[1:]
+    image_given = _given_regions((h, w), image_time, config.region_fraction, generators)
+    noisy_image = scheduler.add_noise(
+        image_codes, image_time, mask_token_id=image_mask_id, frozen_mask=image_given, generator=generators
+    )
+    text_given = _given_regions((text_codes.shape[1], 1), text_time, config.region_fraction, generators)
+    noisy_text = text_scheduler.add_noise(
+        text_codes,
+        text_time,
+        mask_token_id=text_mask_id,
+        frozen_mask=text_given.expand_as(text_codes),  # all groups of a position
+        generator=generators,
+    )
+
+    # Predict
+    image_rate, text_rate = mask_rate(noisy_image, image_mask_id), mask_rate(noisy_text, text_mask_id)
+    output = model(noisy_image, noisy_text, image_timestep=image_rate, text_timestep=text_rate)
+
+    # Weigh
+    image_weight = _rate_weight(image_rate, config.image_loss_weighting, config.max_inverse_weight)[:, None, None]
+    text_weight = _rate_weight(text_rate, config.text_loss_weighting, config.max_inverse_weight)[:, None, None]
+    text_weight = text_weight * _pad_weight(text_codes, architecture.text_pad_id, config.pad_loss_weight)
+    image_hidden = (noisy_image == image_mask_id) & _is_trained(image_time)[:, None, None]
+    text_hidden = (noisy_text == text_mask_id) & _is_trained(text_time)[:, None, None]
+    image_losses, image_nats = _cross_entropy(output.image_logits, image_codes, image_hidden, config.label_smoothing)
+    text_losses, text_nats = _cross_entropy(output.text_logits, text_codes, text_hidden, config.label_smoothing)
+    image_loss_rows = (image_weight * image_losses).flatten(1).mean(dim=1)  # (B,)
+    text_loss_rows = (text_weight * text_losses).flatten(1).mean(dim=1)  # (B,)
+
+    return MaskedLoss(
+        loss=(image_loss_rows + config.text_loss_weight * text_loss_rows).mean(),
+        image_loss_rows=image_loss_rows.detach(),
+        text_loss_rows=text_loss_rows.detach(),
+        nats=_by_time_bin("image_nats", image_nats, image_hidden, image_time)
+        | _by_time_bin("text_nats", text_nats, text_hidden, text_time),
+    )
+
+
+def _park_missing(
+    image_time: torch.Tensor,
+    text_time: torch.Tensor,
+    has_image: torch.Tensor | None,
+    has_text: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A missing modality goes to time 1; where it was the one to be trained, the other one takes over its time."""
+    has_image = torch.ones_like(image_time, dtype=torch.bool) if has_image is None else has_image.to(image_time.device)
+    has_text = torch.ones_like(text_time, dtype=torch.bool) if has_text is None else has_text.to(text_time.device)
+    parked_image = torch.where(~has_text & ~_is_trained(image_time), text_time, image_time)
+    parked_text = torch.where(~has_image & ~_is_trained(text_time), image_time, text_time)
+    return torch.where(has_image, parked_image, 1.0), torch.where(has_text, parked_text, 1.0)
+
+
+def _is_trained(time: torch.Tensor) -> torch.Tensor:
+    """A modality parked at exactly 0 or 1 is a condition."""
+    return (time > 0) & (time < 1)
+
+
+def _given_regions(
+    shape: tuple[int, int], time: torch.Tensor, fraction: float, generators: Sequence[torch.Generator]
+) -> torch.Tensor:
+    """In a `fraction` of the trained rows a random box (half of them: all but it) is True: given. `(B, *shape)`"""
+    given = torch.zeros(len(generators), *shape, dtype=torch.bool)
+    if fraction > 0:
+        for row, generator in zip(given, generators, strict=True):
+            chance, flip, u_rows, u_columns, u_top, u_left = torch.rand(6, generator=generator).tolist()
+            if chance < fraction:
+                num_rows, num_columns = 1 + int(u_rows * shape[0]), 1 + int(u_columns * shape[1])
+                top, left = int(u_top * (shape[0] - num_rows + 1)), int(u_left * (shape[1] - num_columns + 1))
+                row[top : top + num_rows, left : left + num_columns] = True
+                row ^= flip < 0.5
+    return given.to(time.device) & _is_trained(time)[:, None, None]
+
+
+def _rate_weight(rate: torch.Tensor, weighting: str, max_inverse_weight: float) -> torch.Tensor:
+    if weighting == "uniform":
+        return torch.ones_like(rate)
+    return 1 / (rate + (1 - rate) / max_inverse_weight)
+
+
+def _pad_weight(text_codes: torch.Tensor, text_pad_id: int, pad_loss_weight: float) -> torch.Tensor:
+    """`pad_loss_weight` at text positions that are PAD after the first one, 1 elsewhere; `(B, S/r, 1)`."""
+    is_pad = text_codes[:, :, :1] == text_pad_id  # all groups of a position are PAD, or none is
+    is_later_pad = is_pad & (is_pad.cumsum(dim=1) > 1)
+    return torch.where(is_later_pad, pad_loss_weight, 1.0)
+
+
+def _cross_entropy(
+    logits: torch.Tensor, codes: torch.Tensor, hidden: torch.Tensor, label_smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smoothed loss and the plain nats of each hidden code, 0 at the others; of the shape of `codes`."""
+    logits = logits.float().flatten(0, -2)
+    nats = F.cross_entropy(logits, codes.flatten(), reduction="none").view_as(codes)
+    losses = nats
+    if label_smoothing > 0:
+        losses = F.cross_entropy(logits, codes.flatten(), reduction="none", label_smoothing=label_smoothing)
+    return losses.view_as(codes).where(hidden, 0.0), nats.detach().where(hidden, 0.0)
+
+
+def _by_time_bin(
+    name: str, nats: torch.Tensor, hidden: torch.Tensor, time: torch.Tensor
+) -> dict[str, torch.FloatTensor]:
+    """Nats and hidden codes, summed over the rows of each part of time and over all rows."""
+    rows = torch.stack([nats.flatten(1).sum(dim=1), hidden.flatten(1).sum(dim=1).float()], dim=1)  # (B, 2)
+    bins = (time * NUM_TIME_BINS).long().clamp(max=NUM_TIME_BINS - 1)  # (B,)
+    sums = rows.new_zeros(NUM_TIME_BINS, 2).index_add(0, bins, rows)
+    edges = [index / NUM_TIME_BINS for index in range(NUM_TIME_BINS + 1)]
+    names = [f"{name}/time_{low:.2f}_{high:.2f}" for low, high in zip(edges, edges[1:], strict=False)]
+    return {name: sums.sum(dim=0)} | dict(zip(names, sums, strict=True))

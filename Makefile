@@ -5,7 +5,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.hf_vqdit_installed
-RUNS ?= runs
 CODE := hf_vqdit training_scripts tests model_cards
 
 # Everything is named, so that accelerate asks for no configuration file and keeps every core (it would take one).
@@ -26,8 +25,22 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+quickstart: CONFIG := training_scripts/configs/quickstart.yaml
 quickstart: $(INSTALLED)  ## train and evaluate on the built-in shapes, into runs/quickstart
-	$(LAUNCH) training_scripts/train_vqvae.py --config training_scripts/configs/quickstart.yaml
+	$(LAUNCH) training_scripts/train_vqvae.py --config $(CONFIG)
+	$(LAUNCH) training_scripts/train_vqvae.py --config $(CONFIG) \
+		--train_modalities text --output_dir runs/quickstart/vqvae_text_r2 --max_train_steps 600 \
+		--model_init_kwargs '{"text_downsample_factor": 2, "text_num_groups": 2}'
+	$(BIN)/python training_scripts/encode_codes.py --config $(CONFIG)
+	$(LAUNCH) training_scripts/train_dit.py --config $(CONFIG)
+	$(BIN)/python training_scripts/evaluate.py --config $(CONFIG)
+
+emoji: CONFIG := training_scripts/configs/emoji.yaml
+emoji: $(INSTALLED)  ## train and evaluate on real pairs, into runs/emoji; needs a colour-emoji font and fribidi
+	$(LAUNCH) training_scripts/train_vqvae.py --config $(CONFIG)
+	$(BIN)/python training_scripts/encode_codes.py --config $(CONFIG)
+	$(LAUNCH) training_scripts/train_dit.py --config $(CONFIG)
+	$(BIN)/python training_scripts/evaluate.py --config $(CONFIG)
 
 test: $(INSTALLED)  ## run all tests
 	$(BIN)/python -m pytest -n 2

@@ -154,7 +154,7 @@ def documented_arguments(docstring: str) -> dict[str, str]:
     section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.cleandoc(docstring), flags=re.MULTILINE | re.DOTALL)
     if section is None:
         return {}
-    entries = re.findall(r"^    (\*{0,2}\w+(?:, \w+)*) \((.*?)\):(?:\s|$)", section[1], flags=re.MULTILINE)
+    entries = re.findall(r"^    (\*{0,2}\w+(?:, \w+)*)(?: \((.*?)\))?:(?:\s|$)", section[1], flags=re.MULTILINE)
     return {name.strip(): described for names, described in entries for name in names.split(",")}
 
 
@@ -178,8 +178,9 @@ def test_documented_arguments_and_defaults_equal_the_signature(name):
     value, function = PUBLIC_OBJECTS[name]
     documented = documented_arguments(value.__doc__)
     parameters = {n: p for n, p in inspect.signature(function).parameters.items() if n != "self"}
-    unknown = set(documented) - {n.lstrip("*") for n in parameters} - {f"**{n}" for n in parameters}
-    assert documented and not unknown, f"`Args:` of {name} documents {unknown or 'nothing that can be read'}"
+    keywords = {n for n, p in parameters.items() if p.kind is p.VAR_KEYWORD}
+    differing = {n.lstrip("*") for n in documented} ^ set(parameters)
+    assert not differing - keywords, f"`Args:` of {name} and its signature differ in {differing}"
     for argument, described in documented.items():
         default = parameters[argument].default if argument in parameters else inspect.Parameter.empty
         match = re.search(r"defaults to `?(.+?)`?$", described, flags=re.DOTALL)
@@ -235,14 +236,22 @@ def test_the_file_map_of_the_readme_equals_the_tree():
     for name in mapped:
         assert (ROOT / name).exists(), f"the file map lists {name}, which does not exist"
     folders = tuple(name for name in mapped if name.endswith("/"))
-    ignored = {"runs", "build", "dist", "shared", "__pycache__"}
-    for path in ROOT.rglob("*"):
-        name = relative(path)
-        hidden = any(
-            part.startswith(".") or part in ignored or part.endswith(".egg-info") for part in Path(name).parts
-        )
-        if path.is_file() and not hidden and path.name not in ("__init__.py", "README.md", "LICENSE"):
-            assert name in mapped or name.startswith(folders), f"the file map does not list {name}"
+    ignored = {"runs", "build", "dist", "shared"}
+    for top in ROOT.iterdir():
+        if top.name.startswith(".") or top.name in ignored or top.name.endswith(".egg-info"):
+            continue
+        for path in [top] if top.is_file() else top.rglob("*.*"):
+            name = relative(path)
+            unmapped = path.name in ("__init__.py", "README.md", "LICENSE") or "__pycache__" in name or path.is_dir()
+            assert unmapped or name in mapped or name.startswith(folders), f"the file map does not list {name}"
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/borders.md"])
+def test_every_link_and_picture_of_a_document_exists(document):
+    path = ROOT / document
+    links = re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
+    assert not missing, f"{document} links to {missing}"
 
 
 # Scripts and their configurations
@@ -289,15 +298,25 @@ def test_every_command_names_files_and_flags_that_exist():
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=relative)
-def test_every_configuration_is_known_to_the_scripts_and_builds_its_models(config):
+def test_every_configuration_is_known_to_the_scripts_and_builds_its_models(config, tiny_pipeline):
     arguments = {}
     for script in SCRIPTS:
         arguments_class, section = settings_of(script)
         arguments[script.stem] = parse_arguments(arguments_class, section, ["--config", str(config)])
+    train_vqvae, train_dit = (
+        load_script(ROOT / "training_scripts" / f"{name}.py") for name in ("train_vqvae", "train_dit")
+    )
     with torch.device("meta"):
-        vqvae_settings = arguments["train_vqvae"]
-        vqvae = hf_vqdit.MultimodalVQVAE(vocab_size=vqvae_settings.vocab_size, **vqvae_settings.model_init_kwargs)
-    assert vqvae.device.type == "meta"
+        vqvae = train_vqvae.make_model(arguments["train_vqvae"], tiny_pipeline.tokenizer)
+        side = arguments["train_dit"].resolution // vqvae.image_downsample_factor
+        text_length = arguments["train_vqvae"].model_max_length // vqvae.text_downsample_factor
+        codes = {
+            "image_codes": torch.zeros(1, side, side, dtype=torch.long),
+            "text_codes": torch.zeros(1, text_length, vqvae.config.text_num_groups, dtype=torch.long),
+        }
+        transformer, schedulers = train_dit.make_model(arguments["train_dit"], vqvae, codes)
+    assert vqvae.device.type == transformer.device.type == "meta"
+    hf_vqdit.VQDiTPipeline(vqvae, transformer, tiny_pipeline.tokenizer, *schedulers)
 
 
 def test_every_make_target_that_is_spoken_of_exists():

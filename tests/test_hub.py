@@ -3,6 +3,7 @@
 
 import base64
 import hashlib
+import inspect
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from huggingface_hub import ModelCard
 
 import hf_vqdit
 
+PYTHON = [sys.executable]
 SHIPPED = {
     "pipeline.py": "pipelines/pipeline_vqdit.py",
     "vqvae/autoencoder_vqvae.py": "models/autoencoder_vqvae.py",
@@ -29,17 +31,18 @@ SHIPPED = {
     "text_scheduler/scheduling_masked_diffusion.py": "schedulers/scheduling_masked_diffusion.py",
 }
 
-GENERATE = """
-import numpy as np, torch
 
 def generate(pipe):
+    """Pictures and captions of a fixed seed; its source also runs in the clean processes, hence the imports."""
+    import torch
+
     pipe.set_progress_bar_config(disable=True)
-    out = pipe(
-        num_images_per_prompt=2, num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="np"
-    )
-    return np.asarray(out.images), list(out.texts)
-"""
-exec(GENERATE)  # the same lines run here and in the clean processes
+    generator = torch.Generator().manual_seed(0)
+    output = pipe(num_images_per_prompt=2, num_inference_steps=3, generator=generator, output_type="np")
+    return output.images, output.texts
+
+
+GENERATE = inspect.getsource(generate)
 
 WITHOUT_PACKAGE = """
 import importlib.util, sys
@@ -58,10 +61,9 @@ assert type(pipe) is type(hf_vqdit.VQDiTPipeline.from_pretrained(sys.argv[1])) i
 assert not [name for name in sys.modules if name.startswith("diffusers_modules.")]
 """
 
-PYTHON = [sys.executable]
-
 SAVE_RESULT = """
 import json
+import numpy as np
 images, texts = generate(pipe)
 np.savez(sys.argv[2], images=images, texts=json.dumps(texts))
 """
@@ -88,7 +90,7 @@ def bare_python(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(saved_pipeline):
-    images, texts = generate(hf_vqdit.VQDiTPipeline.from_pretrained(saved_pipeline))  # noqa: F821
+    images, texts = generate(hf_vqdit.VQDiTPipeline.from_pretrained(saved_pipeline))
     assert images.std() > 0
     return images, texts
 
@@ -274,8 +276,8 @@ def hub():
 def test_what_is_pushed_to_the_hub_loads_from_there_in_both_ways(hub, bare_python, saved_pipeline, expected, tmp_path):
     address, files = hub
     online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_for_this_test"}
-    push = "import sys, hf_vqdit; hf_vqdit.hub.push_to_hub(sys.argv[3], sys.argv[1])"
-    push_and_load = push + GENERATE + WITH_PACKAGE + SAVE_RESULT
+    push = "hf_vqdit.hub.push_to_hub(sys.argv[3], sys.argv[1])\n"
+    push_and_load = GENERATE + "import sys, hf_vqdit\n" + push + WITH_PACKAGE + SAVE_RESULT
     run_python(PYTHON, push_and_load, "me/my-vqdit", "with.npz", saved_pipeline, cwd=tmp_path, **online)
     saved = [path for path in Path(saved_pipeline).rglob("*") if path.is_file()]
     assert saved and all(files[path.relative_to(saved_pipeline).as_posix()] == path.read_bytes() for path in saved)

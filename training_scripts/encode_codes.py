@@ -3,7 +3,7 @@
 
     python training_scripts/encode_codes.py --config training_scripts/configs/quickstart.yaml
 
-Leaves `train/` and `validation/` in `output_dir`. Training on these codes gives the same losses as encoding on the fly.
+Leaves `train/` and `validation/` in `output_dir`. Training on them gives the same losses as encoding on the fly.
 """
 
 import json
@@ -19,7 +19,6 @@ from hf_vqdit.data import PairDataset, load_caption_tokenizer, load_pairs
 from hf_vqdit.evaluation.report import SUMMARY_FILE
 from hf_vqdit.training.arguments import EncodeCodesArguments, parse_arguments
 from hf_vqdit.training.codes import write_codes
-
 
 logger = logging.getLogger("hf_vqdit.encode_codes")
 

@@ -29,9 +29,9 @@ def bound_bits(
     model: torch.nn.Module,
     image_codes: torch.LongTensor,
     text_codes: torch.LongTensor,
-    which: str = "x,y",
-    num_samples: int = 4,
-    generator: torch.Generator | None = None,
+    which: str,
+    num_samples: int,
+    generator: torch.Generator,
     batch_size: int = 64,
 ) -> float:
     """
@@ -49,9 +49,9 @@ def bound_bits_per_pair(
     model: torch.nn.Module,
     image_codes: torch.LongTensor,
     text_codes: torch.LongTensor,
-    which: str = "x,y",
-    num_samples: int = 4,
-    generator: torch.Generator | None = None,
+    which: str,
+    num_samples: int,
+    generator: torch.Generator,
     batch_size: int = 64,
 ) -> torch.Tensor:
     """
@@ -68,11 +68,11 @@ def bound_bits_per_pair(
             Clean image codes, on the model's device.
         text_codes (`torch.LongTensor` of shape `(N, S/r, G)`):
             Clean text codes and PAD.
-        which (`str`, defaults to `"x,y"`):
+        which (`str`):
             `"x"`, `"y"`, `"x|y"`, `"y|x"` or `"x,y"`.
-        num_samples (`int`, defaults to 4):
+        num_samples (`int`):
             Draws for each pair.
-        generator (`torch.Generator`, *optional*):
+        generator (`torch.Generator`):
             Draws the counts and the hidden codes, on its own device.
         batch_size (`int`, defaults to 64):
             Rows of one forward pass.
@@ -90,18 +90,98 @@ def bound_bits_per_pair(
             "`num_samples`, `batch_size` and the number of pairs must be at least 1, got "
             f"{num_samples}, {batch_size} and {len(image_codes)}."
         )
-    image_role, text_role = DIRECTIONS[which]
-    num_image = image_codes[0].numel() if image_role == "predicted" else 0
-    num_text = text_codes[0].numel() if text_role == "predicted" else 0
-    hidden = _draw_hidden(len(image_codes), num_samples, num_image + num_text, generator)  # (num_samples, N, L)
+    num_codes = sum(num for num, _ in _predicted_codes(model, image_codes, text_codes, which))
 
     was_training = model.training
     model.eval()
     bits = torch.zeros(len(image_codes), dtype=torch.float64)
-    for sample_hidden in hidden:
-        batches = (tensor.split(batch_size) for tensor in (image_codes, text_codes, sample_hidden))
-        image_hidden, text_hidden = [], []
-        parts = [estimate_bits(model, *batch, which) for batch in zip(*batches, strict=True)]
-        bits += torch.cat(parts) / num_samples
+    for sample in range(num_samples):
+        hidden = _draw_hidden(sample, num_samples, len(image_codes), num_codes, generator).to(image_codes.device)
+        batches = zip(*(tensor.split(batch_size) for tensor in (image_codes, text_codes, hidden)), strict=True)
+        bits += torch.cat([estimate_bits(model, *batch, which) for batch in batches]) / num_samples
     model.train(was_training)
     return bits
+
+
+@torch.no_grad()
+def estimate_bits(
+    model: torch.nn.Module,
+    image_codes: torch.LongTensor,
+    text_codes: torch.LongTensor,
+    hidden: torch.BoolTensor,
+    which: str,
+) -> torch.Tensor:
+    """
+    The term of the expectation, in bits, for one choice of hidden codes.
+
+    L / k * sum of log V_i over the k hidden codes has the same expectation, the sum of log V_i over all L, whatever
+    the model says: it is subtracted and put back as that number. So a uniform prediction gives L_x log2 V_x + L_y
+    log2 (V_y + 1) at every draw, and others vary less.
+
+    Args:
+        model (`VQDiTModel`):
+            The transformer, in evaluation mode.
+        image_codes (`torch.LongTensor` of shape `(B, h, w)`):
+            Clean image codes.
+        text_codes (`torch.LongTensor` of shape `(B, S/r, G)`):
+            Clean text codes and PAD.
+        hidden (`torch.BoolTensor` of shape `(B, L)`):
+            The hidden ones of the predicted codes, at least one in each row; for `"x,y"` the image's, then the text's.
+        which (`str`):
+            As for [`bound_bits_per_pair`].
+
+    Returns:
+        `torch.DoubleTensor` of shape `(B,)`, on the CPU.
+    """
+    (num_image, image_classes), (num_text, text_classes) = _predicted_codes(model, image_codes, text_codes, which)
+    image_hidden = _hide(image_codes, hidden[:, :num_image], DIRECTIONS[which][0])
+    text_hidden = _hide(text_codes, hidden[:, num_image:], DIRECTIONS[which][1])
+    output = model(
+        image_codes.masked_fill(image_hidden, model.image_mask_id),
+        text_codes.masked_fill(text_hidden, model.text_mask_id),
+        image_timestep=image_hidden.flatten(1).float().mean(dim=1),
+        text_timestep=text_hidden.flatten(1).float().mean(dim=1),
+    )
+    excess = torch.zeros(len(hidden), dtype=torch.float64)
+    if num_image > 0:
+        excess += _sum_nats(output.image_logits, image_codes, image_hidden, math.log(image_classes))
+    if num_text > 0:
+        excess += _sum_nats(output.text_logits, text_codes, text_hidden, math.log(text_classes))
+    inverse_rate = hidden.shape[1] / hidden.sum(dim=1).cpu().double()  # L / k
+    uniform_nats = num_image * math.log(image_classes) + num_text * math.log(text_classes)
+    return (inverse_rate * excess + uniform_nats) / math.log(2)
+
+
+def _predicted_codes(
+    model: torch.nn.Module, image_codes: torch.Tensor, text_codes: torch.Tensor, which: str
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """For image and text the number of codes to predict (0 for a condition) and of classes; MASK is their number."""
+    image_role, text_role = DIRECTIONS[which]
+    num_image = image_codes[0].numel() if image_role == "predicted" else 0
+    num_text = text_codes[0].numel() if text_role == "predicted" else 0
+    return (num_image, model.image_mask_id), (num_text, model.text_mask_id)
+
+
+def _draw_hidden(
+    sample: int, num_samples: int, num_pairs: int, num_codes: int, generator: torch.Generator
+) -> torch.BoolTensor:
+    """Hide k random codes in each row, k from part `sample` of 1..L, shared out among the pairs; `(N, L)`."""
+    device = generator.device
+    share = torch.randperm(num_pairs, generator=generator, device=device)
+    share = (share + torch.rand(num_pairs, generator=generator, device=device)) / num_pairs
+    counts = 1 + ((sample + share) / num_samples * num_codes).long().clamp(max=num_codes - 1)  # (N,)
+    ranks = torch.rand(num_pairs, num_codes, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
+    return ranks < counts[:, None]
+
+
+def _hide(codes: torch.Tensor, hidden: torch.Tensor, role: str) -> torch.Tensor:
+    """Which codes of a modality are MASK, of the shape of `codes`."""
+    if role == "predicted":
+        return hidden.view_as(codes)
+    return torch.full_like(codes, role == "absent", dtype=torch.bool)
+
+
+def _sum_nats(logits: torch.Tensor, codes: torch.Tensor, hidden: torch.Tensor, baseline: float) -> torch.Tensor:
+    """Each row's sum over its hidden codes of -log p minus a baseline, in float64 on the CPU."""
+    nats = F.cross_entropy(logits.float().flatten(0, -2), codes.flatten(), reduction="none").cpu().double()
+    return (nats.view_as(codes) - baseline).where(hidden.cpu(), 0.0).flatten(1).sum(dim=1)

@@ -174,8 +174,9 @@ def mask_word(
         raise ValueError(f"The caption {caption!r} has no word to hide{f' of {sorted(words)}' if words else ''}.")
     index = candidates[int(torch.randint(len(candidates), (), generator=generator))]
     start, end = spans[index]
+    left = spans[index - 1][1] if index else 0  # a blank before [MASK] goes with it, so it is hidden too
     offsets = tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    num_tokens = sum(token_start < end and token_end > start for token_start, token_end in offsets)
+    num_tokens = sum(token_start < end and token_end > left for token_start, token_end in offsets)
     return caption[:start] + tokenizer.mask_token * num_tokens + caption[end:], index
 
 

@@ -33,20 +33,15 @@ class VQDiTOutput(BaseOutput):
             Raw scores of the clean text codes, always float32. The last class is PAD; MASK is not a class.
     """
 
-    image_logits: torch.FloatTensor
-    text_logits: torch.FloatTensor
-
-
-def rms_norm(hidden_states: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
-    """RMSNorm over the last axis (Zhang & Sennrich 2019), without a weight and in float32 under any autocast."""
-    hidden_states = hidden_states.float()
-    norm = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True)
-    return hidden_states * (norm * hidden_states.shape[-1] ** -0.5 + eps).reciprocal()
+    # Defaults, because accelerate rebuilds outputs from a dictionary when it casts them to float32.
+    image_logits: torch.FloatTensor | None = None
+    text_logits: torch.FloatTensor | None = None
 
 
 def modulate(hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """RMSNorm, scaled and shifted, in the dtype of the modulation, in which the next layer computes."""
-    return torch.addcmul(shift, rms_norm(hidden_states).to(shift.dtype), scale)
+    normed = F.rms_norm(hidden_states, hidden_states.shape[-1:], eps=1e-6).to(shift.dtype)
+    return torch.addcmul(shift, normed, scale)
 
 
 def gather_rows(rows: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -62,11 +57,6 @@ def default_axes_dims_rope(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * spatial_dim, spatial_dim, spatial_dim
 
 
-def rotary_frequencies(positions: torch.Tensor, dim: int, theta: float) -> torch.Tensor:
-    """Rotations e^{i m w_j} of positions `(L,)` at dim / 2 frequencies w_j = theta^(-2j/dim) (Su 2021, RoFormer)."""
-    return get_1d_rotary_pos_embed(dim, positions, theta=theta)  # (L, dim / 2), complex
-
-
 class VQDiTAttnProcessor:
     """Self-attention with normalised, rotated queries and keys, through diffusers' attention backends."""
 
@@ -80,8 +70,10 @@ class VQDiTAttnProcessor:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in (query, key, value))  # (B, L, N, K)
 
-        query = apply_rotary_emb(rms_norm(query) * attn.norm_q, rotary_emb, use_real=False)
-        key = apply_rotary_emb(rms_norm(key) * attn.norm_k, rotary_emb, use_real=False)
+        # Under autocast the weight of the norm is float32 and its input is not, which would leave the fused kernel.
+        query, key = attn.norm_q(query.to(attn.norm_q.weight.dtype)), attn.norm_k(key.to(attn.norm_k.weight.dtype))
+        query = apply_rotary_emb(query, rotary_emb, use_real=False)
+        key = apply_rotary_emb(key, rotary_emb, use_real=False)
 
         # On a CPU the backward pass of bfloat16 attention is several times slower than that of float32.
         dtype = torch.float32 if value.is_cpu else value.dtype
@@ -110,10 +102,8 @@ class VQDiTAttention(nn.Module, AttentionModuleMixin):
         self.to_k = nn.Linear(hidden_size, hidden_size, bias=False)
         self.to_v = nn.Linear(hidden_size, hidden_size, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(hidden_size, hidden_size), nn.Dropout(dropout)])
-        # The weights of QK-RMSNorm (Dehghani 2023) as bare parameters: `nn.RMSNorm` of a bfloat16 input and a float32
-        # weight, which is what autocast hands it, leaves the fused kernel.
-        self.norm_q = nn.Parameter(torch.ones(self.head_dim))
-        self.norm_k = nn.Parameter(torch.ones(self.head_dim))
+        self.norm_q = nn.RMSNorm(self.head_dim, eps=1e-6)  # QK-norm (Dehghani 2023, ViT-22B)
+        self.norm_k = nn.RMSNorm(self.head_dim, eps=1e-6)
         self.set_processor(self._default_processor_cls())
 
     def forward(self, hidden_states: torch.Tensor, rotary_emb: torch.Tensor) -> torch.Tensor:
@@ -386,17 +376,19 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         return logits.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, h, w, V_x)
 
     def _rotary_emb(self, text_codes: torch.Tensor, image_codes: torch.Tensor) -> torch.Tensor:
-        """Text turns by its index over the full head dimension, image patches by (time, row, column)."""
-        p = self.config.patch_size
-        theta = self.config.rope_theta
-        device = text_codes.device
-        text = rotary_frequencies(torch.arange(text_codes.shape[1], device=device), sum(self.axes_dims_rope), theta)
+        """
+        Complex rotations e^{i m w_j}, w_j = theta^(-2j / dim) (Su 2021, RoFormer), `(1, L, K / 2)`: text turns by its
+        index over the full head dimension, image patches by (time, row, column).
+        """
+        p, theta, device = self.config.patch_size, self.config.rope_theta, text_codes.device
         frames, rows, columns = 1, image_codes.shape[1] // p, image_codes.shape[2] // p
         axes = torch.meshgrid(*(torch.arange(n, device=device) for n in (frames, rows, columns)), indexing="ij")
         image = [
-            rotary_frequencies(positions.flatten(), dim, theta)
+            get_1d_rotary_pos_embed(dim, positions.flatten(), theta)
             for positions, dim in zip(axes, self.axes_dims_rope, strict=True)
         ]
+        index = torch.arange(text_codes.shape[1], device=device)
+        text = get_1d_rotary_pos_embed(sum(self.axes_dims_rope), index, theta)
         return torch.cat([text, torch.cat(image, dim=-1)])[None]
 
     def _modulation(

@@ -104,11 +104,8 @@ class VQDiTPipeline(DiffusionPipeline):
             scheduler=scheduler,
             text_scheduler=text_scheduler,
         )
-        # `vae_latent_channels=0`: a tensor is never taken for latents, whatever its number of channels.
-        self.image_processor = VaeImageProcessor(do_resize=False, do_convert_rgb=True, vae_latent_channels=0)
-        self.mask_processor = VaeImageProcessor(
-            do_resize=False, do_normalize=False, do_convert_grayscale=True, vae_latent_channels=0
-        )
+        self.image_processor = VaeImageProcessor(do_resize=False, do_convert_rgb=True)
+        self.mask_processor = VaeImageProcessor(do_resize=False, do_normalize=False, do_convert_grayscale=True)
 
     @property
     def guidance_scale(self) -> float:

@@ -132,7 +132,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             rate = torch.sin(t * (math.pi / 2))
         else:
             rate = torch.acos(1 - t) * (2 / math.pi)
-        # The ends are exact in every dtype: time 0 means given and time 1 means that nothing is known.
+        # The ends are exact whatever the dtype and device: time 0 means given and time 1 means that nothing is known.
         return torch.where((t == 0) | (t == 1), t, rate.clamp(0, 1))
 
     def alpha(self, t: float | torch.Tensor) -> torch.Tensor:
@@ -298,7 +298,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             target = (self._start_num_masks.double() * (next_rate / self._start_rate) + 1e-9).floor().long()
             is_decoded = _highest(scores, is_masked, (num_masks - target).clamp(min=0))
 
-        prev = torch.where(is_masked & is_decoded, pred_original, codes)
+        prev = torch.where(is_decoded, pred_original, codes)
         prev, pred_original = (x.view_as(sample).to(device) for x in (prev, pred_original))
         if not return_dict:
             return prev, pred_original

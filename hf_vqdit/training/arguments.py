@@ -16,8 +16,12 @@ from transformers import HfArgumentParser
 
 from hf_vqdit.data import load_pairs
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
+from hf_vqdit.models.transformer_vqdit import VQDiTModel
+from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from hf_vqdit.training.codebook import CodebookTrainer
 from hf_vqdit.training.losses import TOKENIZER_LOSS_WEIGHTS
+from hf_vqdit.training.masked import MaskedLossConfig
+from hf_vqdit.training.times import TimeMixture
 
 CONFIG_FORMAT_VERSION = 1  # of the YAML files; a change that would misread older files raises it
 SECTIONS = ("common", "vqvae", "dit", "codes", "evaluate")
@@ -224,9 +228,8 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
         default_factory=Keywords,
         metadata=_help("How often each kind of task is trained (`TimeMixture`), as JSON; over the YAML's."),
     )
-    objective_kwargs: Keywords = field(
-        default_factory=Keywords,
-        metadata=_help("Weights of the loss (`masked_objective`), as JSON; laid over those of the YAML."),
+    loss_config: Keywords = field(
+        default_factory=Keywords, metadata=_help("Weights of the loss (`MaskedLossConfig`), as JSON; over the YAML's.")
     )
     validation_prompts: list[str] | None = field(
         default=None, metadata=_help("Prompts of the sample grids; by default held-out captions.")
@@ -234,8 +237,20 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
     num_inference_steps: int = field(default=16, metadata=_help("Sampling steps of the sample grids."))
     guidance_scale: float = field(default=3.0, metadata=_help("Guidance of the sample grids."))
     num_bound_samples: int = field(
-        default=4, metadata=_help("Draws a pair for the bounds of the validation; 0 for none.")
+        default=1, metadata=_help("Draws a pair for the bounds of the validation; 0 for none.")
     )
+
+    def __post_init__(self) -> None:
+        self.model_init_kwargs.check("model_init_kwargs", VQDiTModel)
+        self.scheduler_kwargs.check("scheduler_kwargs", MaskedDiffusionScheduler)
+        self.text_scheduler_kwargs.check("text_scheduler_kwargs", MaskedDiffusionScheduler)
+        self.time_mixture.check("time_mixture", TimeMixture)
+        self.loss_config.check("loss_config", MaskedLossConfig)
+        if self.vqvae_model_name_or_path is None and self.pretrained_model_name_or_path is None:
+            raise ValueError(
+                "Which tokenizer? Give `vqvae_model_name_or_path`, what train_vqvae.py left in its `output_dir`, or "
+                "the pipeline to fine-tune as `pretrained_model_name_or_path`."
+            )
 
 
 @dataclass(kw_only=True)

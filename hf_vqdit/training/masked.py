@@ -143,9 +143,7 @@ def masked_objective(
     """
     config = config or MaskedLossConfig()
     device, generators = image_codes.device, list(generators)
-    image_time, text_time = _park_missing(
-        times.image_time.to(device), times.text_time.to(device), has_image, has_text
-    )
+    image_time, text_time = _park_missing(times.image_time.to(device), times.text_time.to(device), has_image, has_text)
     architecture = extract_model_from_parallel(model)
     image_mask_id, text_mask_id = architecture.image_mask_id, architecture.text_mask_id
 

@@ -10,8 +10,10 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from hf_vqdit.data import encode_captions
 from hf_vqdit.evaluation.grids import GridItem, draw_section, stack_sections
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
+from hf_vqdit.pipelines.pipeline_vqdit import VQDiTPipelineOutput
 
 NUM_PREVIEWS = 8
 
@@ -44,40 +46,52 @@ def preview_reconstructions(
     return draw_section("Reconstructions", items, "picture, what comes back of it, and its caption as it comes back")
 
 
+@torch.no_grad()
 def preview_pipeline(
     pipeline: DiffusionPipeline,
-    prompts: Sequence[str],
     image_codes: torch.LongTensor,
+    text_codes: torch.LongTensor,
     *,
-    num_inference_steps: int,
-    guidance_scale: float,
-    seed: int,
+    prompts: Sequence[str] | None = None,
+    num_inference_steps: int = 16,
+    guidance_scale: float = 3.0,
+    seed: int = 0,
 ) -> Image.Image:
     """Draws what the pipeline generates in three directions, with the same noise each time.
 
     Args:
         pipeline (`VQDiTPipeline`): The pipeline.
-        prompts (`Sequence[str]`): Captions to draw.
-        image_codes (`torch.LongTensor` of shape `(B, h, w)`): Codes of real pictures to describe; the first eight.
-        num_inference_steps (`int`): Sampling steps.
-        guidance_scale (`float`): Guidance by the prompt.
-        seed (`int`): Seed of the samples.
+        image_codes (`torch.LongTensor` of shape `(B, h, w)`): Codes of real pictures, the first eight to be described.
+        text_codes (`torch.LongTensor` of shape `(B, S/r, G)`): Codes of real captions, the first eight to be drawn.
+        prompts (`Sequence[str]`, *optional*): Captions to draw instead.
+        num_inference_steps (`int`, *optional*, defaults to 16): Sampling steps.
+        guidance_scale (`float`, *optional*, defaults to 3.0): Guidance of pictures by captions.
+        seed (`int`, *optional*, defaults to 0): Seed of the samples.
 
     Returns:
         `PIL.Image.Image`: Pictures over their prompts, real pictures over their captions, and pairs made up together.
     """
-    settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    prompts = list(prompts[:NUM_PREVIEWS])
-    drawn = pipeline(prompts, generator=_generators(seed, len(prompts)), **settings).images
-    with torch.no_grad():
-        pictures = to_pictures(pipeline.vqvae.decode(image_codes=image_codes[:NUM_PREVIEWS]).image)
-    written = pipeline(image=pictures, generator=_generators(seed, len(pictures)), **settings).texts
-    pairs = pipeline(num_images_per_prompt=NUM_PREVIEWS, generator=_generators(seed, NUM_PREVIEWS), **settings)
-    sections = {
-        "Prompt to picture": zip(drawn, prompts, strict=True),
-        "Picture to caption": zip(pictures, written, strict=True),
-        "Pairs": zip(pairs.images, pairs.texts, strict=True),
-    }
+    real = pipeline.vqvae.decode(image_codes=image_codes[:NUM_PREVIEWS], text_codes=text_codes[:NUM_PREVIEWS])
+    pictures, prompts = to_pictures(real.image), list(prompts or [])[:NUM_PREVIEWS]
+    if not prompts:
+        prompts = read_captions(pipeline.tokenizer, real.text_logits.argmax(dim=-1))
+        # What a poor text codec makes of a caption may be more tokens than the pipeline takes.
+        _, is_too_long = encode_captions(pipeline.tokenizer, prompts, return_truncated=True)
+        prompts = [prompt for prompt, is_long in zip(prompts, is_too_long.tolist(), strict=True) if not is_long]
+
+    def generate(count: int, **given: Any) -> VQDiTPipelineOutput:
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in range(count)]
+        settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        return pipeline(**given, generator=generators, **settings)
+
+    sections = {}
+    if prompts:
+        drawn = generate(len(prompts), prompt=prompts).images
+        sections["Prompt to picture"] = zip(drawn, prompts, strict=True)
+    written = generate(len(pictures), image=pictures).texts
+    sections["Picture to caption"] = zip(pictures, written, strict=True)
+    pairs = generate(NUM_PREVIEWS, num_images_per_prompt=NUM_PREVIEWS)
+    sections["Pairs"] = zip(pairs.images, pairs.texts, strict=True)
     return stack_sections(
         [
             draw_section(title, [GridItem((picture,), caption) for picture, caption in items])
@@ -96,7 +110,3 @@ def read_captions(tokenizer: PreTrainedTokenizerBase, token_ids: torch.LongTenso
     lengths = ((token_ids == tokenizer.eos_token_id).cumsum(dim=1) == 0).sum(dim=1)
     rows = [ids[:length] for ids, length in zip(token_ids.tolist(), lengths.tolist(), strict=True)]
     return tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def _generators(seed: int, count: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in range(count)]

@@ -176,10 +176,13 @@ class TrainingRun:
             terms (`Mapping[str, torch.Tensor]`):
                 Numbers of shape `(n,)`, one for each row that has it; the same names on all processes.
         """
-        for name, rows in terms.items():
-            rows = rows.detach().float()
-            total = torch.stack([rows.sum(), rows.new_tensor(float(len(rows)))])
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
+        rows = {name: rows.detach().float() for name, rows in terms.items()}
+        self.gather_sums({name: torch.stack([x.sum(), x.new_tensor(len(x))]) for name, x in rows.items()})
+
+    def gather_sums(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """As [`gather`], for tensors of shape `(2,)` that hold a sum and the number of things it is over."""
+        for name, pair in sums.items():
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def averages(self, step: int) -> dict[str, float]:
         """The means, over all rows of the global batch that have them, of what was gathered since the last call.

@@ -7,7 +7,7 @@ at all (time 1); on the diagonal, which is the path of the joint sampler; and a 
 """
 
 import hashlib
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 
 import torch
 
@@ -124,7 +124,7 @@ def draw_times(num_rows: int, mixture: TimeMixture, generator: torch.Generator) 
     kind = torch.searchsorted(edges, points, right=True)[torch.randperm(num_rows, generator=generator)]  # (N,)
 
     image_time, text_time = torch.empty(2, num_rows)
-    for index, name in enumerate(TimeMixture.__dataclass_fields__):
+    for index, field in enumerate(fields(TimeMixture)):
         rows = kind == index
         u, v = _stratified(int(rows.sum()), generator), _stratified(int(rows.sum()), generator)
         given, missing = torch.zeros_like(u), torch.ones_like(u)
@@ -135,7 +135,7 @@ def draw_times(num_rows: int, mixture: TimeMixture, generator: torch.Generator) 
             "text": (missing, v),
             "joint": (u, u),
             "square": (u, v),
-        }[name]
+        }[field.name]
     return TimeTable(kind, image_time, text_time)
 
 

@@ -236,12 +236,16 @@ def test_with_a_list_of_generators_a_sample_does_not_depend_on_the_batch(tiny_pi
 
 def test_samples_of_an_item_follow_each_other(tiny_pipeline):
     tiny_pipeline.transformer.double()
-    prompts = [PROMPT, "two words"]
-    images, _ = codes_of(tiny_pipeline, prompt=prompts, num_images_per_prompt=2, generator=generators(1, 2, 3, 4))
-    assert images.shape == (4, 8, 8)
-    second, _ = codes_of(tiny_pipeline, prompt=PROMPT, generator=generators(2))
-    third, _ = codes_of(tiny_pipeline, prompt="two words", generator=generators(3))
-    assert torch.equal(images[1:2], second) and torch.equal(images[2:3], third)
+    items = {"prompt": ["a [MASK] one", "two words"], "image": [picture(), picture(1)]}
+    settings = {"mask_image": LEFT_HALF, "num_inference_steps": 4, "output_type": "latent"}
+    together = tiny_pipeline(**items, **settings, num_images_per_prompt=2, generator=generators(1, 2, 3, 4))
+    assert together.images.shape == (4, 8, 8) and together.texts.shape == (4, 16, 1)
+    for sample in range(4):
+        item = {name: values[sample // 2] for name, values in items.items()}
+        alone = tiny_pipeline(**item, **settings, generator=generators(sample + 1))
+        assert torch.equal(together.images[sample], alone.images[0])
+        if alone.texts is not None:
+            assert torch.equal(together.texts[sample], alone.texts[0])
 
 
 def test_an_item_without_a_list_goes_with_every_entry_of_the_lists(tiny_pipeline):

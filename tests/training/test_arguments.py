@@ -17,7 +17,6 @@ from hf_vqdit.training.arguments import (
 )
 from hf_vqdit.training.losses import TOKENIZER_LOSS_WEIGHTS
 
-
 CONTENT = {
     "format_version": 1,
     "common": {"dataset_name": "shapes", "resolution": 64, "codes_dir": "codes"},
@@ -29,7 +28,11 @@ CONTENT = {
         "num_train_epochs": None,
         "model_init_kwargs": {"code_dim": 4, "text_codec": "identity"},
     },
-    "dit": {"output_dir": "transformer", "validation_prompts": ["a red circle", "a blue star"]},
+    "dit": {
+        "output_dir": "transformer",
+        "vqvae_model_name_or_path": "tokenizer",
+        "validation_prompts": ["a red circle", "a blue star"],
+    },
 }
 
 
@@ -122,6 +125,11 @@ def test_a_value_of_the_wrong_type_is_refused_in_the_file_as_on_the_command_line
     with pytest.raises(SystemExit):
         parse_arguments(TrainVQVAEArguments, "vqvae", ["--output_dir", "x", "--model_init_kwargs", "code_dim=4"])
     assert "not a mapping in JSON" in capsys.readouterr().err
+
+
+def test_a_transformer_without_a_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="vqvae_model_name_or_path"):
+        parse_arguments(TrainDiTArguments, "dit", ["--output_dir", "x"])
 
 
 def test_modalities_that_do_not_exist_are_refused():

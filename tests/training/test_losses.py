@@ -10,7 +10,6 @@ from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAEOutput
 from hf_vqdit.training.blanks import blank_rectangles
 from hf_vqdit.training.losses import TOKENIZER_LOSS_WEIGHTS, tokenizer_losses, weighted_mean
 
-
 PAD = 0
 
 

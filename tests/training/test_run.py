@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
-"""What the training scripts share: checkpoints that are whole or not there, averaged weights, precision, the NaN stop."""
+"""What the scripts share: checkpoints that are whole or not there, averaged weights, precision, the NaN stop."""
 
 import json
 import re
@@ -135,7 +135,7 @@ def test_the_folders_of_a_checkpoint_load_with_from_pretrained(make_run):
 def test_averaged_weights_are_in_the_model_for_the_block_alone(make_run):
     run, model = make_run(), make_model()
     ema = EMAModel(model.parameters(), foreach=True)
-    weight = model.image_encoder.conv_in.weight
+    weight = model.text_encoder.proj_out.weight
     averaged, trained = weight.detach().clone(), weight.detach() + 1
     weight.data.copy_(trained)
     run.register("vqvae", model, ema)
@@ -217,4 +217,4 @@ def test_weight_decay_is_for_matrices_and_nothing_without_gradient_is_optimized(
         assert (id(parameter) in decayed | free) == parameter.requires_grad, name
         if parameter.ndim < 2 or "embedding" in name:
             assert id(parameter) not in decayed, name
-    assert id(model.image_encoder.conv_in.weight) in decayed and id(model.token_embedding.weight) in free
+    assert id(model.text_encoder.proj_out.weight) in decayed and id(model.token_embedding.weight) in free

@@ -1,0 +1,26 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""Training: settings, the run, codebooks, times, losses. The loops themselves are in `training_scripts`."""
+
+from .arguments import TrainDiTArguments, TrainVQVAEArguments, parse_arguments
+from .codebook import CodebookTrainer
+from .losses import tokenizer_losses
+from .masked import MaskedLoss, MaskedLossConfig, masked_objective
+from .run import TrainingRun
+from .times import TimeMixture, TimeTable, draw_times, row_generator, step_generator
+
+__all__ = [
+    "CodebookTrainer",
+    "MaskedLoss",
+    "MaskedLossConfig",
+    "TimeMixture",
+    "TimeTable",
+    "TrainDiTArguments",
+    "TrainVQVAEArguments",
+    "TrainingRun",
+    "draw_times",
+    "masked_objective",
+    "parse_arguments",
+    "row_generator",
+    "step_generator",
+    "tokenizer_losses",
+]

@@ -1,0 +1,277 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""The training scripts, by command line, on a tiny model: what they leave, and what may not change their result."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from datasets import load_from_disk
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hf_vqdit import MultimodalVQVAE, VQDiTModel
+from hf_vqdit.data import load_caption_tokenizer
+from hf_vqdit.training.checkpoints import list_checkpoints
+
+SCRIPTS = Path(__file__).parents[2] / "training_scripts"
+
+DATA = ["--dataset_name", "shapes", "--num_train_rows", "24", "--validation_fraction", "0.25"]
+LOOP = ["--max_train_steps", "4", "--train_batch_size", "4", "--lr_warmup_steps", "1", "--logging_steps", "1"]
+LOOP += ["--mixed_precision", "no", "--validation_steps", "0", "--checkpointing_steps", "2"]
+VQVAE = {"block_out_channels": [8, 16, 16], "norm_num_groups": 4, "image_codebook_size": 16, "code_dim": 4}
+VQVAE |= {"text_codebook_size": 24, "text_code_dim": 4, "text_width": 16, "num_text_decoder_layers": 1}
+DIT = {"patch_size": 2, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2}
+
+COMMANDS = {  # without the data
+    "train_vqvae": [*LOOP, "--vocab_size", "400", "--model_init_kwargs", json.dumps(VQVAE)]
+    + ["--quantizer_start_step", "1", "--codebook_kwargs", '{"restart_every": 2, "restart_until_step": 4}'],
+    "train_dit": [*LOOP, "--model_init_kwargs", json.dumps(DIT), "--num_inference_steps", "2"],
+    "encode_codes": [],
+}
+NAMES = {"train_vqvae": "vqvae", "train_dit": "transformer"}
+SECTIONS = {"train_vqvae": "vqvae", "train_dit": "dit"}
+
+
+def run_in_process(script: str, output_dir: Path, *flags: str, data: list[str] = DATA) -> Path:
+    """Calls the script's `main`, and leaves accelerate as if it had not been called. A flag given twice counts last."""
+    spec = importlib.util.spec_from_file_location(script, SCRIPTS / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        module.main([*data, *COMMANDS[script], "--output_dir", str(output_dir), *flags])
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    return output_dir
+
+
+def run_command(command: list[str], **environment: str) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
+
+def metrics(script: str, folder: Path) -> dict[tuple[str, int], float]:
+    """What the tracker was told: (name, step) -> value; without the clock's."""
+    events = EventAccumulator(str(folder / "logs" / SECTIONS[script])).Reload()
+    names = [name for name in events.Tags()["scalars"] if name not in ("steps_per_second", "data_wait")]
+    return {(name, event.step): event.value for name in names for event in events.Scalars(name)}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    loaded = load_file(folder / "diffusion_pytorch_model.safetensors")
+    return {name: tensor for name, tensor in loaded.items() if "_latents_" not in name}  # measured at the end
+
+
+def assert_close(found: dict, expected: dict, tolerance: float = 1e-5) -> None:
+    assert found.keys() == expected.keys() and expected
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            torch.as_tensor(found[name]), torch.as_tensor(value), rtol=tolerance, atol=tolerance
+        )
+
+
+def assert_equal(found: dict, expected: dict) -> None:
+    assert_close(found, expected, tolerance=0)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """Both scripts, each in a fresh process: four steps, a validation at the end."""
+    root = tmp_path_factory.mktemp("runs")
+    folders = {"train_vqvae": root / "tokenizer", "train_dit": root / "pipeline"}
+    extra = {"train_vqvae": [], "train_dit": ["--vqvae_model_name_or_path", str(folders["train_vqvae"])]}
+    extra["train_dit"] += ["--validation_prompts", "a red circle"]
+    for script, folder in folders.items():
+        command = [sys.executable, str(SCRIPTS / f"{script}.py"), *DATA, *COMMANDS[script], "--output_dir"]
+        command.append(str(folder))
+        run_command([*command, "--validation_steps", "4", *extra[script]])
+    return folders
+
+
+def flags_of(script: str, runs: dict[str, Path]) -> list[str]:
+    return ["--vqvae_model_name_or_path", str(runs["train_vqvae"])] if script == "train_dit" else []
+
+
+# What they leave
+
+
+def test_train_vqvae_leaves_a_tokenizer_that_loads(runs):
+    folder = runs["train_vqvae"]
+    vqvae = MultimodalVQVAE.from_pretrained(folder, subfolder="vqvae")
+    tokenizer = load_caption_tokenizer(folder, subfolder="tokenizer")
+    assert vqvae.config.vocab_size == len(tokenizer) and tokenizer.model_max_length == 16
+    for name in ("image_latents_mean", "image_latents_std", "text_latents_mean", "text_latents_std"):
+        assert getattr(vqvae, name).isfinite().all() and not getattr(vqvae, name).requires_grad
+    # The averaged weights are what ships, with the codebooks as they are
+    assert_equal(weights(folder / "vqvae"), weights(folder / "checkpoint-4" / "vqvae_ema"))
+    for name in ("image_quantizer.codebook", "text_quantizer.codebook"):
+        checkpoint = weights(folder / "checkpoint-4" / "vqvae")
+        assert torch.equal(weights(folder / "vqvae")[name], checkpoint[name])
+        assert not torch.equal(checkpoint[name], weights(folder / "checkpoint-2" / "vqvae")[name])
+
+
+def test_train_dit_leaves_a_pipeline_that_loads_and_generates(runs):
+    pipeline = DiffusionPipeline.from_pretrained(runs["train_dit"], trust_remote_code=True)
+    output = pipeline(num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+    assert output.images[0].size == (32, 32) and isinstance(output.texts[0], str)
+    assert_equal(
+        weights(runs["train_dit"] / "transformer"), weights(runs["train_dit"] / "checkpoint-4/transformer_ema")
+    )
+
+
+@pytest.mark.parametrize("script", ["train_vqvae", "train_dit"])
+def test_runs_leave_a_card_samples_settings_and_a_summary(script, runs):
+    folder = runs[script]
+    assert (folder / "README.md").is_file() and (folder / "training_config.yaml").is_file()
+    assert Image.open(folder / "samples" / "step-000004.png").width > 100
+    summary = json.loads((folder / "train_summary.json").read_text())
+    assert summary["seconds"] > 0 and summary["steps"] == 4 and summary["figures"]
+
+
+def test_the_log_holds_losses_by_part_and_by_time_and_the_use_of_the_codes(runs):
+    tokenizer, transformer = (metrics(script, runs[script]) for script in ("train_vqvae", "train_dit"))
+    for name in ("loss", "image_l1", "text_cross_entropy", "lr", "grad_norm"):
+        assert [(name, step) in tokenizer for step in (1, 2, 3, 4)] == [True] * 4, name
+    assert {("image_usage", 4), ("text_perplexity", 4), ("validation/image_psnr_db", 4)} <= tokenizer.keys()
+    assert {("loss", 1), ("image_nats", 1), ("text_nats", 1), ("validation/bits_x_given_y", 4)} <= transformer.keys()
+    assert any(name.startswith("image_nats/time_0.") for name, _ in transformer)
+    events = EventAccumulator(str(runs["train_dit"] / "logs" / "dit")).Reload()
+    assert 0 <= events.Scalars("data_wait")[-1].value <= 1
+
+
+# What may not change the result
+
+
+@pytest.mark.parametrize("script", ["train_vqvae", "train_dit"])
+def test_two_steps_a_resume_and_two_steps_are_four_steps_bit_for_bit(script, runs, tmp_path):
+    checkpoint = str(runs[script] / "checkpoint-2")
+    flags = [*flags_of(script, runs), "--resume_from_checkpoint", checkpoint]
+    resumed = run_in_process(script, tmp_path / "resumed", *flags)
+    expected = {key: value for key, value in metrics(script, runs[script]).items() if key[1] > 2}
+    expected = {key: value for key, value in expected.items() if not key[0].startswith("validation")}
+    assert_equal(metrics(script, resumed), expected)
+    for name in (NAMES[script], f"{NAMES[script]}_ema"):
+        assert_equal(weights(resumed / "checkpoint-4" / name), weights(runs[script] / "checkpoint-4" / name))
+    assert_equal(weights(resumed / NAMES[script]), weights(runs[script] / NAMES[script]))
+
+
+@pytest.mark.parametrize("script", ["train_vqvae", "train_dit"])
+@pytest.mark.parametrize(
+    "change",
+    [["--train_batch_size", "1", "--gradient_accumulation_steps", "4"], ["--gradient_checkpointing"]],
+    ids=["accumulation", "checkpointing"],
+)
+def test_accumulation_and_gradient_checkpointing_change_nothing(script, change, runs, tmp_path):
+    changed = run_in_process(script, tmp_path / "changed", *flags_of(script, runs), *change)
+    found, expected = metrics(script, changed), metrics(script, runs[script])
+    assert_close(found, {key: value for key, value in expected.items() if not key[0].startswith("validation")}, 1e-4)
+    assert_close(
+        weights(changed / "checkpoint-4" / NAMES[script]), weights(runs[script] / "checkpoint-4" / NAMES[script])
+    )
+
+
+def test_codes_that_were_written_once_give_the_losses_of_codes_encoded_on_the_fly(runs, tmp_path):
+    tokenizer = flags_of("train_dit", runs)
+    codes = run_in_process("encode_codes", tmp_path / "codes", *tokenizer, "--train_batch_size", "5")
+    assert len(load_from_disk(str(codes / "train"))) == 24
+    trained = run_in_process("train_dit", tmp_path / "dit", *tokenizer, "--codes_dir", str(codes))
+    expected = {key: value for key, value in metrics("train_dit", runs["train_dit"]).items() if "valid" not in key[0]}
+    assert_equal(metrics("train_dit", trained), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train_vqvae", "train_dit"])
+def test_two_processes_hold_equal_models_and_equal_one_process(script, runs, tmp_path):
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        f"""
+import sys
+import torch
+from hf_vqdit.training.run import TrainingRun
+
+sys.path.insert(0, {str(SCRIPTS)!r})
+import {script}
+
+finish = TrainingRun.finish
+
+def compare_and_finish(run, figures):
+    assert run.accelerator.num_processes == 2
+    for name, tensor in run.model.state_dict().items():
+        mine, other = run.accelerator.gather(tensor.nan_to_num(7.0)[None])
+        assert torch.equal(mine, other), name
+    finish(run, figures)
+
+TrainingRun.finish = compare_and_finish
+{script}.main()
+"""
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(driver)]
+    flags = [*DATA, *COMMANDS[script], *flags_of(script, runs), "--output_dir", str(tmp_path / "two")]
+    run_command([*launch, *flags, "--train_batch_size", "2"], ACCELERATE_USE_CPU="true")
+    found, expected = metrics(script, tmp_path / "two"), metrics(script, runs[script])
+    assert_close(found, {key: value for key, value in expected.items() if not key[0].startswith("validation")}, 1e-4)
+    folder = Path("checkpoint-4") / NAMES[script]
+    assert_close(weights(tmp_path / "two" / folder), weights(runs[script] / folder))
+
+
+# Fine-tuning, dry run, and what stops a run
+
+
+def test_fine_tuning_starts_from_the_weights_that_were_given(runs, tmp_path):
+    still = ["--learning_rate", "0", "--max_train_steps", "1"]
+    for script in ("train_vqvae", "train_dit"):
+        source = ["--pretrained_model_name_or_path", str(runs[script])]
+        tuned = run_in_process(script, tmp_path / script, *source, *still, "--checkpointing_steps", "0")
+        found, expected = (weights(folder / NAMES[script]) for folder in (tuned, runs[script]))
+        assert_equal(found, expected)
+
+
+def test_a_dry_run_prints_parameters_and_flops_and_writes_nothing(runs, tmp_path, capsys):
+    for script, model_class in (("train_vqvae", MultimodalVQVAE), ("train_dit", VQDiTModel)):
+        run_in_process(script, tmp_path / script, *flags_of(script, runs), "--dry_run")
+        printed = capsys.readouterr().out
+        model = model_class.from_pretrained(runs[script], subfolder=NAMES[script])
+        assert f"parameters: {model.num_parameters():,}" in printed and '"max_train_steps": 4' in printed
+        flops = float(printed.split("FLOPs a step: ")[1].split()[0])
+        assert (
+            flops > 6 * 4 * 64 * 100
+        )  # more than a hundred parameters at work on each of the 64 places of 4 pictures
+        assert not (tmp_path / script).exists()
+
+
+def test_a_loss_that_is_nan_stops_the_run_before_a_checkpoint(tmp_path):
+    flags = ["--learning_rate", "1e30", "--lr_warmup_steps", "0", "--checkpointing_steps", "1"]
+    with pytest.raises(FloatingPointError, match="not finite at step 2.*image_l1.*learning_rate"):
+        run_in_process("train_vqvae", tmp_path / "run", *flags)
+    assert [folder.name for folder in list_checkpoints(tmp_path / "run")] == ["checkpoint-1"]
+
+
+def test_a_picture_that_cannot_be_read_is_skipped_counted_and_reported(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    lines = ["file_name,text"]
+    for index in range(8):
+        Image.new("RGB", (40, 32), (index * 30, 0, 0)).save(pictures / f"{index}.png")
+        lines.append(f"{index}.png,red number {index}")
+    (pictures / "3.png").write_bytes(b"no picture")
+    (pictures / "metadata.csv").write_text("\n".join(lines) + "\n")
+    data = ["--train_data_dir", str(pictures), "--cache_dir", str(tmp_path / "cache")]
+    run = run_in_process("train_vqvae", tmp_path / "run", "--train_modalities", "image", data=data)
+    skipped = json.loads((run / "train_summary.json").read_text())["skipped_records"]
+    assert len(skipped) == 1 and "3.png" in next(iter(skipped))
+
+
+def test_codes_of_another_tokenizer_are_refused(runs, tmp_path):
+    other = run_in_process("train_vqvae", tmp_path / "other", "--seed", "1", "--max_train_steps", "1")
+    codes = run_in_process("encode_codes", tmp_path / "codes", "--vqvae_model_name_or_path", str(other))
+    with pytest.raises(ValueError, match="another tokenizer"):
+        run_in_process("train_dit", tmp_path / "dit", *flags_of("train_dit", runs), "--codes_dir", str(codes))

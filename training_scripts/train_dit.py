@@ -1,0 +1,226 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""Trains the Diffusion Transformer over the codes of a trained tokenizer.
+
+    accelerate launch training_scripts/train_dit.py --config training_scripts/configs/quickstart.yaml
+    accelerate launch training_scripts/train_dit.py --train_data_dir pictures --resolution 64 \
+        --vqvae_model_name_or_path runs/mine/vqvae --output_dir runs/mine/pipeline
+
+Leaves in `output_dir` a pipeline that `DiffusionPipeline.from_pretrained` loads, checkpoints, logs and samples.
+`--help` lists the settings; `--dry_run` prints configuration, number of parameters and FLOPs a step, and ends.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from hf_vqdit import MaskedDiffusionScheduler, MultimodalVQVAE, VQDiTModel, VQDiTPipeline
+from hf_vqdit.data import PairDataset, collate_codes, collate_pairs, load_caption_tokenizer, load_pairs
+from hf_vqdit.evaluation.bounds import bound_bits
+from hf_vqdit.hub import push_to_hub, save_pipeline, write_model_card
+from hf_vqdit.training.arguments import TrainDiTArguments, parse_arguments
+from hf_vqdit.training.codes import encode_batch, open_codes, weights_digest
+from hf_vqdit.training.masked import MaskedLoss, MaskedLossConfig, masked_objective
+from hf_vqdit.training.previews import preview_pipeline
+from hf_vqdit.training.run import TrainingRun, make_optimizer
+from hf_vqdit.training.times import TimeMixture, TimeTable, draw_times, row_generator, step_generator
+
+# What is logged of a validation -> the direction whose bound on -log2 p it is, in bits a pair.
+BOUNDS = {"bits_x": "x", "bits_y": "y", "bits_x_given_y": "x|y", "bits_y_given_x": "y|x", "bits_x_and_y": "x,y"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(TrainDiTArguments, "dit", argv)
+    run = TrainingRun(args, "dit")
+    accelerator = run.accelerator
+
+    # Tokenizer and data
+    source = args.vqvae_model_name_or_path or args.pretrained_model_name_or_path
+    tokenizer = load_caption_tokenizer(source, subfolder="tokenizer")
+    vqvae = MultimodalVQVAE.from_pretrained(source, subfolder="vqvae").to(accelerator.device).eval()
+    run.pin("tokenizer", weights_digest(vqvae))
+    train_set, validation_set, collate_fn = open_data(args, run, vqvae, tokenizer)
+    batches = run.batches(train_set, collate_fn)
+    held_out = run.first_batches(validation_set, collate_fn, args.num_validation_samples)
+    held_out = [encode_batch(vqvae, batch) for batch in held_out]
+
+    # Model, optimizer, averaged weights, the pipeline around them
+    model, schedulers = make_model(args, vqvae, held_out[0])
+    optimizer = make_optimizer(model, args)
+    schedule = get_scheduler(
+        args.lr_scheduler,
+        optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=args.max_train_steps,
+    )
+    transformer, optimizer = accelerator.prepare(model, optimizer)
+    ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True) if args.use_ema else None
+    run.register("transformer", model, ema, schedule)
+    pipeline = VQDiTPipeline(vqvae, model, tokenizer, *schedulers)
+    pipeline.set_progress_bar_config(disable=True)
+    mixture, loss_config = TimeMixture(**args.time_mixture), MaskedLossConfig(**args.loss_config)
+
+    def compute_loss(model: torch.nn.Module, batch: dict[str, Any], times: TimeTable, step: int) -> MaskedLoss:
+        """Hides codes of a micro-batch and predicts them; each row draws from a generator of its own."""
+        generators = [row_generator(args.seed, step, row) for row in batch["row"].tolist()]
+        return masked_objective(
+            model,
+            batch["image_codes"],
+            batch["text_codes"],
+            times.select(batch["row"]),
+            *schedulers,
+            generators,
+            loss_config,
+            batch["has_image"],
+            batch["has_text"],
+        )
+
+    if args.dry_run:
+        batch = encode_batch(vqvae, run.next_batch(batches))
+        times = draw_times(run.global_batch_size, mixture, step_generator(args.seed, 0))
+        run.print_dry_run(lambda: compute_loss(transformer, batch, times, step=0).loss)
+        return
+
+    # Loop
+    figures: dict[str, float] = {}
+    for step in range(run.resume(), args.max_train_steps):
+        model.train()
+        times = draw_times(run.global_batch_size, mixture, step_generator(args.seed, step))  # of all processes
+        for _ in range(args.gradient_accumulation_steps):
+            batch = encode_batch(vqvae, run.next_batch(batches))
+            with accelerator.accumulate(transformer):
+                objective = compute_loss(transformer, batch, times, step)
+                accelerator.backward(objective.loss)
+                if accelerator.sync_gradients:
+                    grad_norm = accelerator.clip_grad_norm_(transformer.parameters(), args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            run.gather({"loss": objective.loss[None]})
+            run.gather_sums(objective.nats)
+        losses = run.averages(step + 1)  # ends the run here if one is NaN
+
+        schedule.step()
+        if ema is not None:
+            ema.step(model.parameters())
+
+        steps_done = step + 1
+        if run.is_due(args.logging_steps, steps_done):
+            rates = {"lr": optimizer.param_groups[0]["lr"], "grad_norm": grad_norm.item()}
+            run.log(steps_done, losses | rates)
+        if run.is_due(args.validation_steps, steps_done):
+            if accelerator.is_main_process:
+                figures = validate(run, pipeline, held_out, compute_loss, mixture, steps_done)
+            run.restart_clock(steps_done)
+        if run.is_due(args.checkpointing_steps, steps_done):
+            run.save_checkpoint(steps_done)
+            run.restart_clock(steps_done)
+
+    # Result: the pipeline with the averaged weights
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        with run.averaged_weights():
+            save_pipeline(pipeline, run.output_dir)
+        samples = sorted(run.output_dir.glob("samples/*.png"))
+        write_model_card(
+            run.output_dir,
+            repo_id=run.repo_id,
+            dataset=args.dataset_name,
+            config=run.settings,
+            figures=figures,
+            image=samples[-1] if samples else None,
+        )
+        if args.push_to_hub:
+            push_to_hub(run.output_dir, run.repo_id)
+    run.finish(figures)
+
+
+def open_data(
+    args: TrainDiTArguments, run: TrainingRun, vqvae: MultimodalVQVAE, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Dataset, Dataset, Callable]:
+    """Training set, validation set and how they are batched: codes that were written once, or pairs to encode."""
+    if args.codes_dir is not None:
+        train_set, validation_set = (
+            open_codes(Path(args.codes_dir) / split, vqvae, args.seed) for split in ("train", "validation")
+        )
+        return train_set, validation_set, collate_codes
+    with run.accelerator.main_process_first():
+        pairs = load_pairs(**args.pairs)
+    crop = (args.resolution, args.center_crop)
+    train_set = PairDataset(pairs["train"], tokenizer, *crop, args.random_flip, args.seed)
+    return train_set, PairDataset(pairs["validation"], tokenizer, *crop, seed=args.seed), collate_pairs
+
+
+def make_model(
+    args: TrainDiTArguments, vqvae: MultimodalVQVAE, example: dict[str, Any]
+) -> tuple[VQDiTModel, tuple[MaskedDiffusionScheduler, MaskedDiffusionScheduler]]:
+    """The transformer to fine-tune, or a new one in the sizes of the codes, and the schedulers of image and text."""
+    source = args.pretrained_model_name_or_path
+    if source is not None:
+        model = VQDiTModel.from_pretrained(source, subfolder="transformer")
+        folders = {"scheduler": args.scheduler_kwargs, "text_scheduler": args.text_scheduler_kwargs}
+        schedulers = [
+            MaskedDiffusionScheduler.from_pretrained(source, subfolder=folder, **settings)
+            for folder, settings in folders.items()
+        ]
+    else:
+        height, width = example["image_codes"].shape[1:]
+        text_length, text_num_groups = example["text_codes"].shape[1:]
+        sizes = {
+            "image_codebook_size": vqvae.image_codebook_size,
+            "text_codebook_size": vqvae.text_codebook_size,
+            "sample_size": height if height == width else (height, width),
+            "text_length": text_length,
+            "text_num_groups": text_num_groups,
+        }
+        model = VQDiTModel(**args.model_init_kwargs | sizes)
+        schedulers = [
+            MaskedDiffusionScheduler(**settings) for settings in (args.scheduler_kwargs, args.text_scheduler_kwargs)
+        ]
+    if args.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return model, tuple(schedulers)
+
+
+def validate(
+    run: TrainingRun,
+    pipeline: VQDiTPipeline,
+    batches: Sequence[dict[str, Any]],
+    compute_loss: Callable[..., MaskedLoss],
+    mixture: TimeMixture,
+    step: int,
+) -> dict[str, float]:
+    """Measures the averaged weights on held-out codes, with the same times and masks each time, and draws samples."""
+    args, model = run.arguments, pipeline.transformer
+    model.eval()
+    with run.averaged_weights(), torch.no_grad():
+        times = draw_times(sum(len(batch["row"]) for batch in batches), mixture, step_generator(args.seed, -1))
+        objectives = [compute_loss(model, batch, times, step=-1) for batch in batches]
+        sums = {name: sum(objective.nats[name] for objective in objectives) for name in objectives[0].nats}
+        figures = {name: (total / count).item() for name, (total, count) in sums.items() if count}
+
+        is_whole = torch.cat([batch["has_image"] & batch["has_text"] for batch in batches])
+        codes = [torch.cat([batch[name] for batch in batches])[is_whole] for name in ("image_codes", "text_codes")]
+        if args.num_bound_samples > 0:
+            for name, which in BOUNDS.items():
+                generator = torch.Generator().manual_seed(args.seed)
+                figures[name] = bound_bits(model, *codes, which, args.num_bound_samples, generator)
+        page = preview_pipeline(
+            pipeline,
+            *codes,
+            prompts=args.validation_prompts,
+            num_inference_steps=args.num_inference_steps,
+            guidance_scale=args.guidance_scale,
+            seed=args.seed,
+        )
+    run.save_samples(step, page)
+    run.log_validation(step, figures)
+    return figures
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """Evaluation: figures of a trained pipeline, the judge for `shapes`, likelihood bounds, picture grids, the report."""
 
+from .bounds import bound_bits
 from .grids import GridItem, draw_section, show_hidden, stack_sections
 from .judge import ShapesJudge, judge_accuracy, train_judge
 from .metrics import tokenizer_figures
@@ -15,6 +16,7 @@ __all__ = [
     "ShapesJudge",
     "Tasks",
     "answer_tasks",
+    "bound_bits",
     "draw_section",
     "judge_accuracy",
     "make_tasks",

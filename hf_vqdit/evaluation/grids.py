@@ -176,7 +176,9 @@ def _wrap(item: GridItem, font: ImageFont.FreeTypeFont, width: int) -> list[list
     lines: list[list[tuple[str, bool]]] = []
     for index, word in enumerate(item.caption.split()):
         is_highlighted = index in item.highlighted_words
-        for number, piece in enumerate(re.findall(f"[{_BREAKABLE}]|[^{_BREAKABLE}]+", word)):
+        # A word wider than the line may break anywhere.
+        pieces = re.findall(f"[{_BREAKABLE}]|[^{_BREAKABLE}]+" if font.getlength(word) <= width else ".", word)
+        for number, piece in enumerate(pieces):
             space = " " if number == 0 and lines else ""
             used = sum(font.getlength(earlier) for earlier, _ in lines[-1]) if lines else width
             if lines and used + font.getlength(space + piece) <= width:

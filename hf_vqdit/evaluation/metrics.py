@@ -12,6 +12,9 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 from hf_vqdit.data.shapes import ATTRIBUTE_SIZES, Scene, parse
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
 
+SSIM_WINDOW = 11  # side of the window in pixels (Wang 2004); smaller pictures have no SSIM
+
+
 # The tokenizer
 
 
@@ -33,7 +36,7 @@ def tokenizer_figures(
             `<modality>_codebook_perplexity`.
     """
     psnr = PeakSignalNoiseRatio(data_range=(-1.0, 1.0)).to(vqvae.device)
-    ssim = StructuralSimilarityIndexMeasure(data_range=(-1.0, 1.0)).to(vqvae.device)
+    ssim = StructuralSimilarityIndexMeasure(kernel_size=SSIM_WINDOW, data_range=(-1.0, 1.0)).to(vqvae.device)
     token_accuracy, exact = MeanMetric().to(vqvae.device), MeanMetric().to(vqvae.device)
     counts: dict[str, torch.Tensor] = {}
     for batch in batches:
@@ -43,7 +46,8 @@ def tokenizer_figures(
             codes = vqvae.encode(image=pixel_values).image_codes
             restored = vqvae.decode(image_codes=codes).image.float()
             psnr.update(restored, pixel_values)
-            ssim.update(restored.clamp(-1, 1), pixel_values)
+            if min(pixel_values.shape[2:]) >= SSIM_WINDOW:
+                ssim.update(restored.clamp(-1, 1), pixel_values)
             _count_codes(counts, "image", codes, vqvae.image_codebook_size)
         if vqvae.config.text_codec is not None and has_text.any():
             input_ids = batch["input_ids"][has_text]  # (B, S)

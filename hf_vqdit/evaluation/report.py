@@ -21,7 +21,7 @@ class Figure:
     Args:
         key (`str`): Its name in `report.json`.
         title (`str`): What it is, in words.
-        style (`str`): How its value is printed, as for `str.format`.
+        style (`str`, defaults to `"{:.1%}"`): How its value is printed, as for `str.format`.
         target (`float`, *optional*): What the quickstart is expected to reach.
         is_limit (`bool`, defaults to `False`): Whether the target is the most, rather than the least, allowed.
     """

@@ -64,15 +64,15 @@ def read_held_out(
     seed: int = 0,
     max_pairs: int | None = None,
 ) -> HeldOutPairs:
-    """Reads a validation split as training does, and keeps the pairs that are whole.
+    """Reads a validation split as training does, in random order, and keeps the pairs that are whole.
 
     Args:
         pairs (`datasets.Dataset`): The split `"validation"` of [`~hf_vqdit.data.load_pairs`].
         tokenizer (`PreTrainedTokenizerBase`): The caption tokenizer.
         resolution (`int`): Side of the pictures in pixels.
         center_crop (`bool`, defaults to `True`): Whether pictures are cropped in the middle.
-        seed (`int`, defaults to 0): Seed of which caption is taken where a picture has several.
-        max_pairs (`int`, *optional*): Read no further than this.
+        seed (`int`, defaults to 0): Seed of the order, and of which caption is taken where a picture has several.
+        max_pairs (`int`, *optional*): Read no more than this many.
 
     Returns:
         [`HeldOutPairs`]: Without pairs that lack a side, cannot be read or whose caption exceeds the context: that
@@ -82,15 +82,16 @@ def read_held_out(
         ValueError: If no pair is left.
     """
     dataset = PairDataset(pairs, tokenizer, resolution, center_crop, seed=seed)
-    keys = [(0, index, index) for index in range(min(len(dataset), max_pairs or len(dataset)))]
-    batch = collate_pairs(dataset.__getitems__(keys))
+    # Data sets come in alphabetical and other orders: the first pairs shall stand for all of them.
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:max_pairs].tolist()
+    batch = collate_pairs(dataset.__getitems__([(0, index, index) for index in order]))
     is_whole = batch["has_image"] & batch["has_text"] & ~batch["truncated"] & (batch["index"] == batch["row"])
     if not is_whole.any():
         raise ValueError(
-            f"None of the {len(keys)} pairs held out has a picture that can be read and a caption of less than "
+            f"None of the {len(order)} pairs held out has a picture that can be read and a caption of less than "
             f"{tokenizer.model_max_length} tokens. Check the data set and `resolution`."
         )
-    rows = is_whole.nonzero().flatten().tolist()
+    rows = batch["index"][is_whole].tolist()
     references = pairs.select(rows)["caption"]
     captions = [own[choose_caption(seed, 0, row, len(own))] for row, own in zip(rows, references, strict=True)]
     scenes = None

@@ -77,7 +77,7 @@ class VQDiTAttnProcessor:
 
         # On a CPU the backward pass of bfloat16 attention is several times slower than that of float32.
         dtype = torch.float32 if value.is_cpu else value.dtype
-        with torch.autocast(value.device.type, enabled=False):
+        with torch.autocast("cpu", enabled=False):
             attended = dispatch_attention_fn(
                 query.to(dtype),
                 key.to(dtype),
@@ -90,6 +90,8 @@ class VQDiTAttnProcessor:
 
 
 class VQDiTAttention(nn.Module, AttentionModuleMixin):
+    """Self-attention over the whole sequence, text and image alike; nothing is hidden from it."""
+
     _default_processor_cls = VQDiTAttnProcessor
     _available_processors = [VQDiTAttnProcessor]
 
@@ -173,7 +175,7 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         num_layers (`int`, defaults to 12):
             Number of blocks.
         num_attention_heads (`int`, defaults to 6):
-            Number of heads; divides `hidden_size` into an even head dimension.
+            Number of heads; divides `hidden_size` into an even head dimension of at least 4.
         mlp_ratio (`float`, defaults to 4.0):
             The SwiGLU has as many weights as a plain two-layer MLP whose inner width is `mlp_ratio * hidden_size`,
             so its own inner width is two thirds of that (Shazeer 2020), rounded to a multiple of 32.
@@ -217,20 +219,20 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         super().__init__()
         if process != "masked":
             raise ValueError(f'`process` must be "masked", the only one supported, but is {process!r}.')
-        if hidden_size % (2 * num_attention_heads) != 0:
+        if hidden_size % (2 * num_attention_heads) != 0 or hidden_size < 4 * num_attention_heads:
             raise ValueError(
-                "`hidden_size` must be a multiple of 2 * `num_attention_heads`, so that the head dimension is even, "
-                f"but they are {hidden_size} and {num_attention_heads}."
+                "`hidden_size` / `num_attention_heads` must be an even head dimension of at least 4, so that rows and "
+                f"columns have a rotary frequency each, but they are {hidden_size} and {num_attention_heads}."
             )
         head_dim = hidden_size // num_attention_heads
         self.axes_dims_rope = default_axes_dims_rope(head_dim) if axes_dims_rope is None else tuple(axes_dims_rope)
         if (
             len(self.axes_dims_rope) != 3
             or sum(self.axes_dims_rope) != head_dim
-            or any(n % 2 for n in self.axes_dims_rope)
+            or any(dim < 0 or dim % 2 != 0 for dim in self.axes_dims_rope)
         ):
             raise ValueError(
-                f"`axes_dims_rope` must be three even numbers (time, row, column) that sum to the head dimension "
+                "`axes_dims_rope` must be three even numbers (time, row, column) that sum to the head dimension "
                 f"{head_dim}, but is {axes_dims_rope}. The default is {default_axes_dims_rope(head_dim)}."
             )
 

@@ -113,6 +113,13 @@ def test_a_tokenizer_of_one_modality_has_the_figures_of_that_one():
     assert all(name.startswith("text") for name in text_only) and len(text_only) == 4
 
 
+def test_pictures_smaller_than_the_window_have_no_ssim():
+    vqvae, (batch,) = make_vqvae(), make_batches((8,))
+    small = batch | {"pixel_values": batch["pixel_values"][..., :8, :8]}
+    figures = tokenizer_figures(vqvae, [small], pad_token_id=0)
+    assert "image_ssim" not in figures and math.isfinite(figures["image_psnr_db"])
+
+
 @pytest.mark.parametrize("size", [2, 64])
 def test_a_codebook_is_used_whole_if_all_codes_are_chosen_alike(size):
     assert codebook_usage(torch.full((size,), 7.0)) == 1.0

@@ -49,12 +49,22 @@ def test_pairs_that_cannot_be_asked_for_are_left_out(tokenizer):
     }
     features = Features({"image": Image(decode=False), "caption": List(Value("string"))})
     pairs = read_held_out(Dataset.from_dict(rows, features=features), tokenizer, resolution=16)
-    assert pairs.references == [["a star", "a red star"], ["a square"]]
-    assert pairs.captions[0] in pairs.references[0] and pairs.captions[1] == "a square"
+    assert sorted(pairs.references) == [["a square"], ["a star", "a red star"]]
+    assert all(caption in own for caption, own in zip(pairs.captions, pairs.references, strict=True))
     assert torch.equal(pairs.input_ids, encode_captions(tokenizer, pairs.captions))
     assert pairs.scenes is None
     with pytest.raises(ValueError, match="None of the 2 pairs"):
         read_held_out(Dataset.from_dict(rows, features=features).select([1, 2]), tokenizer, resolution=16)
+
+
+def test_the_first_pairs_stand_for_the_whole_set_whatever_its_order(tokenizer):
+    ordered = SHAPES.map(lambda row, index: {"caption": [f"star {index}"]}, with_indices=True)
+    numbers = [int(caption.split()[1]) for caption in read_held_out(ordered, tokenizer, resolution=32).captions]
+    assert sorted(numbers) == list(range(24)) and numbers != sorted(numbers)
+    few = read_held_out(ordered, tokenizer, resolution=32, max_pairs=6)
+    assert few.captions == [f"star {number}" for number in numbers[:6]]
+    other = read_held_out(ordered, tokenizer, resolution=32, max_pairs=6, seed=1)
+    assert other.captions != few.captions
 
 
 # What is hidden

@@ -126,7 +126,10 @@ def test_codes_of_real_chunks_depend_neither_on_padding_nor_on_a_word_hidden_els
     assert (longer_codes[:, num_chunks:] == vqvae.text_pad_id).all()
     assert torch.equal(hidden_codes[:, 1:], codes[:, 1:])
     with torch.no_grad():
-        logits, longer_logits = vqvae.decode(text_codes=codes).text_logits, vqvae.decode(text_codes=longer_codes).text_logits
+        logits, longer_logits = (
+            vqvae.decode(text_codes=codes).text_logits,
+            vqvae.decode(text_codes=longer_codes).text_logits,
+        )
     torch.testing.assert_close(longer_logits[:, :4], logits, atol=1e-5, rtol=1e-5)
     assert (longer_logits[:, 4:].argmax(-1) == PAD).all()
 
@@ -237,7 +240,9 @@ def test_the_weight_average_ships_the_codebook(tmp_path):
     ema.store(vqvae.parameters())
     ema.copy_to(vqvae.parameters())
     vqvae.save_pretrained(tmp_path)
-    assert torch.equal(MultimodalVQVAE.from_pretrained(tmp_path).image_quantizer.codebook, vqvae.image_quantizer.codebook)
+    assert torch.equal(
+        MultimodalVQVAE.from_pretrained(tmp_path).image_quantizer.codebook, vqvae.image_quantizer.codebook
+    )
 
 
 def test_tuples_hold_what_the_output_objects_hold():

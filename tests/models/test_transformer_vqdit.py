@@ -70,6 +70,16 @@ def test_blocks_are_the_identity_at_the_start():
     assert seen == [False, False]
 
 
+def test_blocks_read_plain_normalised_tokens_at_the_start():
+    model = make_model()
+    inputs, normed = [], []
+    model.transformer_blocks[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    model.transformer_blocks[0].attn.register_forward_pre_hook(lambda _, args: normed.append(args[0]))
+    model(**make_inputs())
+    reference = inputs[0] / inputs[0].square().mean(dim=-1, keepdim=True).sqrt()
+    assert torch.allclose(normed[0], reference, rtol=0.01)
+
+
 def test_every_parameter_learns_once_the_head_has_moved():
     model = wake(make_model())
     output = model(**make_inputs())
@@ -202,13 +212,18 @@ def test_attention_sees_where_codes_are():
         assert (after - move(before)).abs().max() > 1e-3
 
 
-def test_attention_sees_positions_relative_to_each_other():
-    # Rotary angles enter as differences: image tokens alone, shifted together, attend alike.
-    model = make_model()
-    codes = torch.zeros(1, 3, 2, dtype=torch.long), torch.zeros(1, 8, 8, dtype=torch.long)
-    rotary = model._rotary_emb(*codes)[0, 3:].unflatten(0, (4, 4))  # (rows, columns, K / 2)
-    by_difference = rotary[1:, 1:] / rotary[:-1, :-1]
-    assert torch.allclose(by_difference, by_difference[:1, :1].expand_as(by_difference), atol=1e-5)
+def test_attention_depends_on_relative_positions_alone():
+    model = wake(make_model())
+    codes = torch.zeros(1, 3, 2, dtype=torch.long), torch.zeros(1, 16, 16, dtype=torch.long)
+    grid = model._rotary_emb(*codes)[:, 3:].unflatten(1, (8, 8))  # (1, rows, columns, K / 2)
+    hidden_states = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(0))
+
+    def attend(rotary_emb: torch.Tensor) -> torch.Tensor:
+        return model.transformer_blocks[0].attn(hidden_states, rotary_emb.flatten(1, 2))
+
+    corner, elsewhere, stretched = grid[:, :3, :3], grid[:, 2:5, 4:7], grid[:, :6:2, :3]
+    assert torch.allclose(attend(corner), attend(elsewhere), atol=1e-5)
+    assert (attend(corner) - attend(stretched)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("head_dim", range(4, 130, 2))
@@ -252,9 +267,10 @@ def test_bfloat16_and_autocast_stay_near_float32(tmp_path):
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_gradient_checkpointing_changes_nothing(autocast):
-    gradients = []
+    gradients, calls = [], []
     for checkpointing in (False, True):
         model = wake(make_model(dropout=0.2)).train()
+        model.transformer_blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
         if checkpointing:
             model.enable_gradient_checkpointing()
         torch.manual_seed(3)
@@ -262,6 +278,7 @@ def test_gradient_checkpointing_changes_nothing(autocast):
             output = model(**make_inputs())
         (output.image_logits.square().mean() + output.text_logits.square().mean()).backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
+    assert len(calls) == 1 + 2  # once; forward and again on the way back
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
@@ -314,8 +331,10 @@ def test_layerwise_casting_leaves_what_is_sensitive_alone():
     [
         ({"process": "gaussian"}, "masked"),
         ({"num_attention_heads": 3}, "num_attention_heads"),
+        ({"num_attention_heads": 16}, "at least 4"),
         ({"axes_dims_rope": (4, 4, 4)}, "sum to the head dimension 16"),
         ({"axes_dims_rope": (5, 5, 6)}, "even"),
+        ({"axes_dims_rope": (-4, 12, 8)}, "even"),
         ({"axes_dims_rope": (8, 8)}, "three"),
     ],
 )

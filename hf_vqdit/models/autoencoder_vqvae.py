@@ -2,8 +2,8 @@
 """The multimodal VQ-VAE: pictures and captions to discrete codes, and back.
 
 This file travels with every checkpoint that carries its code, so it imports nothing of hf_vqdit.
-Shapes: B batch, H W pixels, f image downsampling, h w = H/f W/f, S text tokens, r text downsampling, G code groups a text
-position, V codebook size, D code dimension.
+Shapes: B batch, H W pixels, f image downsampling, h w = H/f W/f, S text tokens, r text downsampling, G code groups a
+text position, V codebook size, D code dimension.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-
-# Logit of a token that is known for certain (identity codec, padding): finite, so that the read-out can still forbid it.
+# Logit of a token that is known for certain (identity codec, padding): finite, so that the read-out can still forbid
+# it.
 CERTAIN_LOGIT = 50.0
 
 
@@ -30,9 +30,11 @@ class MultimodalVQVAEEncoderOutput(BaseOutput):
 
     Args:
         image_codes (`torch.LongTensor` of shape `(B, h, w)`): Codes in `0..V_x-1`.
-        text_codes (`torch.LongTensor` of shape `(B, S/r, G)`): Codes in `0..V_y-1`, or PAD = V_y in all groups of a chunk.
+        text_codes (`torch.LongTensor` of shape `(B, S/r, G)`):
+            Codes in `0..V_y-1`, or PAD = V_y in all groups of a chunk.
         image_latents (`torch.FloatTensor` of shape `(B, D, h, w)`): The vectors before quantization.
-        text_latents (`torch.FloatTensor` of shape `(B, S/r, G, D)`): The same for text; `None` with the identity codec.
+        text_latents (`torch.FloatTensor` of shape `(B, S/r, G, D)`):
+            The same for text; `None` with the identity codec.
     """
 
     image_codes: torch.LongTensor | None = None
@@ -58,8 +60,8 @@ class MultimodalVQVAEDecoderOutput(BaseOutput):
 class MultimodalVQVAEOutput(BaseOutput):
     """Output of [`MultimodalVQVAE.forward`]: the reconstructions, and what training needs to know of the quantization.
 
-    Codes are `None` when `quantize=False`. Commitment losses have shape `(B,)`: a mean over each row's own vectors (without
-    padding), so that the weight of a row does not depend on the rows beside it.
+    Codes are `None` when `quantize=False`. Commitment losses have shape `(B,)`: a mean over each row's own vectors
+    (without padding), so that the weight of a row does not depend on the rows beside it.
     """
 
     image: torch.FloatTensor | None = None
@@ -73,11 +75,12 @@ class MultimodalVQVAEOutput(BaseOutput):
 
 
 def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor, max_entries: int = 2**20) -> torch.LongTensor:
-    """Index of the nearest row of `codebook` for each vector, exact, in float32; the lowest index where several are equal.
+    """Index of the nearest row of `codebook` for each vector, exact, in float32; of equal ones the lowest index.
 
-    argmin |z - e|^2 = argmin (|e|^2 - 2 z.e), in chunks of rows so that no more than `max_entries` scores exist at once (4 MB
-    in float32, about a processor's cache; the full N x K table is never built). On a CPU `argmin` is the slow part and `amin` is
-    vectorised, so the minimum is first taken of blocks of 32 codes, then searched in the winning block.
+    argmin |z - e|^2 = argmin (|e|^2 - 2 z.e), in chunks of rows so that no more than `max_entries` scores exist at
+    once (4 MB in float32, about a processor's cache; the full N x K table is never built). On a CPU `argmin` is the
+    slow part and `amin` is vectorised, so the minimum is first taken of blocks of 32 codes, then searched in the
+    winning block.
 
     Args:
         vectors (`torch.Tensor` of shape `(N, D)`): The vectors to quantize, any floating dtype.
@@ -119,13 +122,15 @@ def _exact_matmul_add(bias: torch.Tensor, left: torch.Tensor, right: torch.Tenso
 class VectorQuantizer(nn.Module):
     """A codebook: vectors to the index of their nearest code, and back (van den Oord 2017, eq. 1 and 2).
 
-    `forward` never changes the codebook. It is trained from outside, by statistics gathered over a whole optimizer step, and is a
-    parameter without gradient rather than a buffer, because weight averages copy and save parameters only.
+    `forward` never changes the codebook. It is trained from outside, by statistics gathered over a whole optimizer
+    step, and is a parameter without gradient rather than a buffer, because weight averages copy and save parameters
+    only.
 
     Args:
         num_codes (`int`): Codebook size V.
         code_dim (`int`): Dimension D of a code.
-        l2_normalize (`bool`, *optional*, defaults to `True`): Vectors and codes live on the unit sphere (ViT-VQGAN, Yu 2022).
+        l2_normalize (`bool`, *optional*, defaults to `True`):
+            Vectors and codes live on the unit sphere (ViT-VQGAN, Yu 2022).
     """
 
     def __init__(self, num_codes: int, code_dim: int, l2_normalize: bool = True):
@@ -152,8 +157,9 @@ class VectorQuantizer(nn.Module):
 class ImageEncoder(nn.Module):
     """Pixels to vectors: a convolutional encoder over patches of pixels, and a linear shortcut around it.
 
-    The shortcut maps each f x f patch of pixels straight to its vector (as the residual autoencoding of DC-AE, Chen 2024, does without
-    weights), so that training starts from a linear codec that keeps colours, and the convolutions learn the rest.
+    The shortcut maps each f x f patch of pixels straight to its vector (as the residual autoencoding of DC-AE, Chen
+    2024, does without weights), so that training starts from a linear codec that keeps colours, and the convolutions
+    learn the rest.
     """
 
     def __init__(self, in_channels: int, patch_size: int, factor: int, code_dim: int, **blocks):
@@ -190,7 +196,8 @@ class ImageDecoder(nn.Module):
 class TextEncoder(nn.Module):
     """Token ids to one vector for each code group of each chunk of r tokens.
 
-    A chunk is read alone. Its codes therefore do not depend on the padding that follows, nor on a word hidden beside it.
+    A chunk is read alone. Its codes therefore do not depend on the padding that follows, nor on a word hidden beside
+    it.
     """
 
     def __init__(self, downsample_factor: int, num_groups: int, width: int, code_dim: int):
@@ -198,13 +205,17 @@ class TextEncoder(nn.Module):
         self.downsample_factor, self.num_groups, self.code_dim = downsample_factor, num_groups, code_dim
         chunk_width = downsample_factor * width
         self.norm = nn.LayerNorm(chunk_width)
-        self.mlp = nn.Sequential(nn.Linear(chunk_width, 2 * chunk_width), nn.GELU(), nn.Linear(2 * chunk_width, chunk_width))
+        self.mlp = nn.Sequential(
+            nn.Linear(chunk_width, 2 * chunk_width), nn.GELU(), nn.Linear(2 * chunk_width, chunk_width)
+        )
         self.norm_out = nn.LayerNorm(chunk_width)
         self.proj_out = nn.Linear(chunk_width, num_groups * code_dim)
 
     def forward(self, token_embeddings: torch.Tensor) -> torch.Tensor:
         batch_size, num_tokens, _ = token_embeddings.shape
-        hidden_states = token_embeddings.reshape(batch_size, num_tokens // self.downsample_factor, -1)  # (B, S/r, r width)
+        hidden_states = token_embeddings.reshape(
+            batch_size, num_tokens // self.downsample_factor, -1
+        )  # (B, S/r, r width)
         hidden_states = hidden_states + self.mlp(self.norm(hidden_states))
         latents = self.proj_out(self.norm_out(hidden_states))
         return latents.view(batch_size, -1, self.num_groups, self.code_dim)  # (B, S/r, G, D)
@@ -227,7 +238,9 @@ class TextDecoder(nn.Module):
     def forward(self, latents: torch.Tensor, is_padding: torch.BoolTensor) -> torch.Tensor:
         batch_size, num_chunks = is_padding.shape
         hidden_states = self.proj_in(latents.flatten(2))  # (B, S/r, r width)
-        hidden_states = hidden_states.view(batch_size, num_chunks * self.downsample_factor, self.width)  # (B, S, width)
+        hidden_states = hidden_states.view(
+            batch_size, num_chunks * self.downsample_factor, self.width
+        )  # (B, S, width)
         positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
         hidden_states = hidden_states + get_1d_sincos_pos_embed_from_grid(
             self.width, positions, output_type="pt", dtype=torch.float32
@@ -250,16 +263,17 @@ class TextDecoder(nn.Module):
 class MultimodalVQVAE(ModelMixin, ConfigMixin):
     r"""A VQ-VAE with one branch for pictures and one for captions; each can be used, or left out, alone.
 
-    The image codec is the convolutional encoder and decoder of VQGAN (Esser 2021); the text codec turns r tokens into G codes. Each
-    vector goes to its nearest code with a straight-through gradient (van den Oord 2017).
+    The image codec is the convolutional encoder and decoder of VQGAN (Esser 2021); the text codec turns r tokens into
+    G codes. Each vector goes to its nearest code with a straight-through gradient (van den Oord 2017).
 
-    Ids: image codes are `0..V_x-1` and MASK = V_x; text codes are `0..V_y-1`, PAD = V_y for a chunk that is all padding, MASK =
-    V_y+1. [`encode`] never returns MASK and [`decode`] refuses it.
+    Ids: image codes are `0..V_x-1` and MASK = V_x; text codes are `0..V_y-1`, PAD = V_y for a chunk that is all
+    padding, MASK = V_y+1. [`encode`] never returns MASK and [`decode`] refuses it.
 
     Args:
         in_channels (`int`, *optional*, defaults to 3): Channels of a picture, in [-1, 1].
         patch_size (`int`, *optional*, defaults to 1):
-            Pixels along each side that the first convolution takes in as channels: 2 makes the codec about four times cheaper.
+            Pixels along each side that the first convolution takes in as channels: 2 makes the codec about four times
+            cheaper.
         block_out_channels (`tuple[int, ...]`, *optional*, defaults to `(64, 128, 256)`):
             Channels at each resolution. n entries downsample by f = patch_size * 2^(n-1).
         layers_per_block (`int`, *optional*, defaults to 1): Residual blocks a resolution (one more in the decoder).
@@ -274,7 +288,8 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         text_code_dim (`int`, *optional*, defaults to 8): Dimension of a text code.
         text_downsample_factor (`int`, *optional*, defaults to 1): r, tokens a chunk.
         text_num_groups (`int`, *optional*, defaults to 1):
-            G, codes a chunk. r tokens come back exactly only if G log2(V_y) reaches the r log2(vocabulary) bits that they carry.
+            G, codes a chunk. r tokens come back exactly only if G log2(V_y) reaches the r log2(vocabulary) bits that
+            they carry.
         text_width (`int`, *optional*, defaults to 256): Width of the text codec.
         num_text_decoder_layers (`int`, *optional*, defaults to 2): Transformer blocks of the text decoder.
         pad_token_id (`int`, *optional*, defaults to 0): Token id of padding.
@@ -315,10 +330,15 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         if image_codebook_size is not None:
             blocks = {"block_out_channels": block_out_channels, "layers_per_block": layers_per_block}
             blocks |= {"norm_num_groups": norm_num_groups, "mid_block_add_attention": False}
-            self.image_encoder = ImageEncoder(in_channels, patch_size, self.image_downsample_factor, code_dim, **blocks)
-            self.image_decoder = ImageDecoder(in_channels, patch_size, self.image_downsample_factor, code_dim, **blocks)
+            self.image_encoder = ImageEncoder(
+                in_channels, patch_size, self.image_downsample_factor, code_dim, **blocks
+            )
+            self.image_decoder = ImageDecoder(
+                in_channels, patch_size, self.image_downsample_factor, code_dim, **blocks
+            )
             self.image_quantizer = VectorQuantizer(image_codebook_size, code_dim, l2_normalize)
-            # Statistics of the code vectors over the training data, for processes that work on vectors; NaN = not measured.
+            # Statistics of the code vectors over the training data, for processes that work on vectors; NaN = not
+            # measured.
             self.image_latents_mean = nn.Parameter(torch.full((code_dim,), float("nan")), requires_grad=False)
             self.image_latents_std = nn.Parameter(torch.full((code_dim,), float("nan")), requires_grad=False)
         if text_codec == "vq":
@@ -349,7 +369,8 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
             )
         if config.text_codec == "identity" and (config.text_downsample_factor, config.text_num_groups) != (1, 1):
             raise ValueError(
-                "The identity text codec has one code a token: `text_downsample_factor` and `text_num_groups` must be 1, got "
+                "The identity text codec has one code a token: `text_downsample_factor` and `text_num_groups` "
+                "must be 1, got "
                 f"{config.text_downsample_factor} and {config.text_num_groups}."
             )
 
@@ -390,7 +411,7 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         """MASK for text codes: V_y + 1."""
         return self.text_codebook_size + 1
 
-    # --------------------------------------------------------------------------------------------------- encode, decode
+    # Encode, decode
 
     @apply_forward_hook
     def encode(
@@ -399,9 +420,12 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         """Codes of pictures, of captions, or of both.
 
         Args:
-            image (`torch.FloatTensor` of shape `(B, 3, H, W)`, *optional*): Pictures in [-1, 1], H and W multiples of f.
-            text (`torch.LongTensor` of shape `(B, S)`, *optional*): Token ids, padded with `pad_token_id`; S a multiple of r.
-            return_dict (`bool`, *optional*, defaults to `True`): Whether to return an output object rather than a tuple.
+            image (`torch.FloatTensor` of shape `(B, 3, H, W)`, *optional*):
+                Pictures in [-1, 1], H and W multiples of f.
+            text (`torch.LongTensor` of shape `(B, S)`, *optional*):
+                Token ids, padded with `pad_token_id`; S a multiple of r.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return an output object rather than a tuple.
 
         Returns:
             [`MultimodalVQVAEEncoderOutput`], or the tuple of its entries.
@@ -438,7 +462,8 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         Args:
             image_codes (`torch.LongTensor` of shape `(B, h, w)`, *optional*): Codes in `0..V_x-1`, any h and w.
             text_codes (`torch.LongTensor` of shape `(B, S/r, G)`, *optional*): Codes in `0..V_y-1`, or PAD.
-            return_dict (`bool`, *optional*, defaults to `True`): Whether to return an output object rather than a tuple.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return an output object rather than a tuple.
 
         Returns:
             [`MultimodalVQVAEDecoderOutput`], or the tuple of its entries.
@@ -471,11 +496,15 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         """Reconstruction with the straight-through gradient: what training calls.
 
         Args:
-            image (`torch.FloatTensor` of shape `(B, 3, H, W)`, *optional*): Pictures in [-1, 1], H and W multiples of f.
-            text (`torch.LongTensor` of shape `(B, S)`, *optional*): Token ids, padded with `pad_token_id`; S a multiple of r.
+            image (`torch.FloatTensor` of shape `(B, 3, H, W)`, *optional*):
+                Pictures in [-1, 1], H and W multiples of f.
+            text (`torch.LongTensor` of shape `(B, S)`, *optional*):
+                Token ids, padded with `pad_token_id`; S a multiple of r.
             quantize (`bool`, *optional*, defaults to `True`):
-                `False` passes the vectors on as they are: the first steps of training, before the codebooks are started.
-            return_dict (`bool`, *optional*, defaults to `True`): Whether to return an output object rather than a tuple.
+                `False` passes the vectors on as they are: the first steps of training, before the codebooks are
+                started.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return an output object rather than a tuple.
 
         Returns:
             [`MultimodalVQVAEOutput`], or the tuple of its entries.
@@ -506,7 +535,7 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         output = MultimodalVQVAEOutput(**output)
         return output if return_dict else tuple(getattr(output, name) for name in output.__dataclass_fields__)
 
-    # ----------------------------------------------------------------------------------------------------------- pieces
+    # Pieces
 
     def _image_vectors(self, image: torch.Tensor) -> torch.Tensor:
         """Pictures (B, C, H, W) to the vectors that are quantized, (B, h, w, D), float32."""
@@ -520,7 +549,8 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
             )
         if image.shape[2] % factor or image.shape[3] % factor:
             raise ValueError(
-                f"`image` is {image.shape[2]} x {image.shape[3]}; both sides must be multiples of f = {factor}: resize or crop it."
+                f"`image` is {image.shape[2]} x {image.shape[3]}; both sides must be multiples of f = {factor}: "
+                f"resize or crop it."
             )
         latents = self.image_encoder(image.to(self.image_encoder.shortcut.weight.dtype))  # (B, D, h, w)
         return self.image_quantizer.normalize(latents.movedim(1, -1))
@@ -561,7 +591,9 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         """Vectors (B, S/r, G, D) to token logits (B, S, vocabulary); a padding chunk reads padding."""
         vectors = vectors.masked_fill(is_padding[:, :, None, None], 0.0)
         hidden_states = self.text_decoder(vectors.to(self.text_decoder.proj_in.weight.dtype), is_padding)
-        logits = F.linear(hidden_states, self.token_embedding.weight).float()  # tied by use: tied parameters do not save
+        logits = F.linear(
+            hidden_states, self.token_embedding.weight
+        ).float()  # tied by use: tied parameters do not save
         return self._read_padding(logits, is_padding)
 
     def _identity_logits(self, token_ids: torch.LongTensor, is_padding: torch.BoolTensor) -> torch.Tensor:
@@ -585,10 +617,13 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         if num_classes is None:
             raise ValueError(f"`{name}` was given, but this tokenizer has no codec for that modality.")
         if codes.ndim != ndim or codes.dtype != torch.long:
-            raise ValueError(f"`{name}` must be int64 with {ndim} axes; got {codes.dtype}, shape {tuple(codes.shape)}.")
+            raise ValueError(
+                f"`{name}` must be int64 with {ndim} axes; got {codes.dtype}, shape {tuple(codes.shape)}."
+            )
         low, high = codes.aminmax()
         if low < 0 or high >= num_classes:
             raise ValueError(
-                f"`{name}` must lie in 0..{num_classes - 1}; got {int(low)}..{int(high)}. MASK is {num_classes}: codes are decoded "
+                f"`{name}` must lie in 0..{num_classes - 1}; got {int(low)}..{int(high)}. MASK is "
+                f"{num_classes}: codes are decoded "
                 "once all of them are generated."
             )

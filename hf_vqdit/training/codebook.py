@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """How a codebook learns: k-means start, exponential moving average, restart of codes that nobody uses.
 
-The models never change their codebooks. Training gathers what the encoder produced over all micro-batches and processes of one
-optimizer step, in the order of the global batch, and changes the codebooks once, after the optimizer. So gradient accumulation and
-checkpointing change nothing, and all processes hold the same codes bit for bit.
+The models never change their codebooks. Training gathers what the encoder produced over all micro-batches and
+processes of one optimizer step, in the order of the global batch, and changes the codebooks once, after the optimizer.
+So gradient accumulation and checkpointing change nothing, and all processes hold the same codes bit for bit.
 """
 
 from dataclasses import dataclass, field
@@ -19,9 +19,12 @@ class CodebookState:
     """What one codebook remembers between steps.
 
     Args:
-        cluster_size (`torch.FloatTensor` of shape `(V,)`): Moving average of how many vectors chose each code in a step.
+        cluster_size (`torch.FloatTensor` of shape `(V,)`):
+            Moving average of how many vectors chose each code in a step.
         vector_sum (`torch.FloatTensor` of shape `(V, D)`): Moving average of the sum of those vectors.
         reservoir (`torch.FloatTensor` of shape `(R, D)`): The newest vectors seen, for the start and the restarts.
+        is_started (`bool`, defaults to `False`): Whether the k-means start is done.
+        pending (`list`): Vectors `(N, D)` and their codes, micro-batch by micro-batch, since the last step.
     """
 
     cluster_size: torch.Tensor
@@ -34,21 +37,23 @@ class CodebookState:
 class CodebookTrainer:
     """Trains the codebooks of a tokenizer from what its encoders produce.
 
-    Call [`observe`] for each micro-batch and [`step`] once an optimizer step, after the optimizer. While [`quantize`] is False the model
-    is to be run with `quantize=False`.
+    Call [`observe`] for each micro-batch and [`step`] once an optimizer step, after the optimizer. While [`quantize`]
+    is False the model is to be run with `quantize=False`.
 
-    Moving average with Laplace smoothing: van den Oord 2017, appendix A.1, with the averages started from the k-means masses
-    so that they need no debiasing. Restart: a code whose share of the vectors falls below `restart_threshold / V` moves onto a
-    vector of the reservoir, drawn in proportion to its squared distance from its code (the law of k-means++, Arthur &
-    Vassilvitskii 2007), so that what is served worst is served first.
+    Moving average with Laplace smoothing: van den Oord 2017, appendix A.1, with the averages started from the k-means
+    masses so that they need no debiasing. Restart: a code whose share of the vectors falls below `restart_threshold /
+    V` moves onto a vector of the reservoir, drawn in proportion to its squared distance from its code (the law of
+    k-means++, Arthur & Vassilvitskii 2007), so that what is served worst is served first.
 
     Args:
         quantizers (`dict[str, VectorQuantizer]`): The quantizers by name.
         start_step (`int`): Optimizer steps without quantization before the k-means start; at least 1.
         decay (`float`, *optional*, defaults to 0.99): Decay of the moving averages.
         restart_every (`int`, *optional*, defaults to 50): Optimizer steps between restarts; 0 for none.
-        restart_until_step (`int`, *optional*): The last step that may restart codes, so that the end of training is calm.
-        restart_threshold (`float`, *optional*, defaults to 0.03): Share of the vectors, times V, below which a code restarts.
+        restart_until_step (`int`, *optional*):
+            The last step that may restart codes, so that the end of training is calm.
+        restart_threshold (`float`, *optional*, defaults to 0.03):
+            Share of the vectors, times V, below which a code restarts.
         max_restart_fraction (`float`, *optional*, defaults to 0.1): Codes moved at one restart, as a part of V.
         vectors_per_code (`int`, *optional*, defaults to 16): Reservoir size, as a multiple of V.
         kmeans_iterations (`int`, *optional*, defaults to 20): Lloyd iterations at the start.
@@ -108,7 +113,8 @@ class CodebookTrainer:
             name (`str`): The quantizer.
             vectors (`torch.FloatTensor` of shape `(..., D)`): What the encoder produced.
             codes (`torch.LongTensor` of shape `(...)`, *optional*): The codes they chose; `None` before the start.
-            mask (`torch.BoolTensor` of shape `(...)`, *optional*): False for vectors to leave out (padding, a missing modality).
+            mask (`torch.BoolTensor` of shape `(...)`, *optional*):
+                False for vectors to leave out (padding, a missing modality).
         """
         vectors = vectors.detach().float().flatten(0, -2)
         codes = codes.detach().flatten() if codes is not None else None
@@ -125,8 +131,8 @@ class CodebookTrainer:
             global_step (`int`): Optimizer steps done, this one included (1 after the first).
 
         Returns:
-            `dict[str, float]`: `<name>_usage` (share of the codes that hold more than .01/V of the moving average), `<name>_perplexity`
-            and `<name>_restarts`, once started.
+            `dict[str, float]`: `<name>_usage` (share of the codes that hold more than .01/V of the moving average),
+            `<name>_perplexity` and `<name>_restarts`, once started.
         """
         metrics = {}
         for name, quantizer in self.quantizers.items():
@@ -144,10 +150,10 @@ class CodebookTrainer:
             state.pending.clear()
         return metrics
 
-    # --------------------------------------------------------------------------------------------- reservoir and averages
+    # Reservoir and averages
 
     def _fill_reservoir(self, state: CodebookState, quantizer: VectorQuantizer) -> None:
-        """Puts evenly spaced vectors of this step at the end of the reservoir, in global-batch order, and drops the oldest."""
+        """Puts evenly spaced vectors of this step, in global-batch order, into the reservoir, and drops the oldest."""
         capacity = self.vectors_per_code * quantizer.codebook.shape[0]
         for vectors, _ in state.pending:
             counts = _gather(torch.tensor([len(vectors)], device=vectors.device))
@@ -177,7 +183,7 @@ class CodebookTrainer:
         is_held = state.cluster_size > self.epsilon
         quantizer.codebook.copy_(torch.where(is_held.unsqueeze(1), quantizer.normalize(means), quantizer.codebook))
 
-    # ------------------------------------------------------------------------------------------------- start and restart
+    # Start and restart
 
     def _generator(self, name: str, global_step: int) -> torch.Generator:
         """Picks are a function of (seed, codebook, step): a resume makes the same ones."""
@@ -245,7 +251,7 @@ class CodebookTrainer:
             _broadcast(tensor)
         return len(dead)
 
-    # ------------------------------------------------------------------------------------------------------- checkpoints
+    # Checkpoints
 
     def state_dict(self) -> dict[str, dict]:
         """Everything that the next step depends on, besides the codebooks themselves."""
@@ -274,7 +280,7 @@ class CodebookTrainer:
 
 
 def _spread_picks(vectors: torch.Tensor, num_picks: int, generator: torch.Generator) -> torch.Tensor:
-    """k-means++ seeding: each next pick in proportion to the squared distance from those before, a hundredth of them at a time."""
+    """k-means++ seeding: picks in proportion to the squared distance from those before, a hundredth at a time."""
     vectors = vectors.cpu()
     if len(vectors) <= num_picks:  # fewer vectors than codes: all of them, some twice
         return torch.arange(num_picks) % len(vectors)

@@ -6,7 +6,6 @@ from diffusers.training_utils import EMAModel
 
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE, VectorQuantizer, nearest_codes
 
-
 PAD, EOS, MASK = 0, 1, 2
 
 
@@ -159,7 +158,7 @@ def test_a_row_gives_the_same_result_whatever_stands_beside_it():
         torch.testing.assert_close(batch[name][1:2], single[name], atol=1e-5, rtol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------------ gradients
+# Gradients
 
 
 def test_the_straight_through_gradient_is_the_identity():
@@ -205,7 +204,7 @@ def test_gradient_checkpointing_changes_no_gradient():
         torch.testing.assert_close(gradients[0][name], gradients[1][name])
 
 
-# ------------------------------------------------------------------------------------------------------------- contract
+# Contract
 
 
 def assert_same_weights(first: MultimodalVQVAE, second: MultimodalVQVAE) -> None:

@@ -41,7 +41,7 @@ SECTIONS = {"train_vqvae": "vqvae", "train_dit": "dit"}
 
 
 def run_in_process(script: str, output_dir: Path, *flags: str, data: list[str] = DATA) -> Path:
-    """Calls the script's `main`, and leaves accelerate as if it had not been called. A flag given twice counts last."""
+    """Calls the script's `main`, and leaves accelerate as it was before. A flag given twice counts last."""
     spec = importlib.util.spec_from_file_location(script, SCRIPTS / f"{script}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -57,16 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         num_training_steps=args.max_train_steps,
     )
     vqvae, optimizer = accelerator.prepare(model, optimizer)
-    calm = {
-        "restart_until_step": int(0.8 * args.max_train_steps)
-    }  # the decoder needs codes that stand still at the end
-    quantizers = {name: child for name, child in model.named_children() if name.endswith("_quantizer")}
-    codebooks = CodebookTrainer(
-        {name.removesuffix("_quantizer"): quantizer for name, quantizer in quantizers.items()},
-        start_step=args.quantizer_start_step,
-        seed=args.seed,
-        **calm | args.codebook_kwargs,
-    )
+    codebooks = make_codebook_trainer(args, model)
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True) if args.use_ema else None
     run.register("vqvae", model, ema, schedule, codebooks, tokenizer=tokenizer)
 
@@ -169,6 +160,29 @@ def make_model(args: TrainVQVAEArguments, tokenizer: PreTrainedTokenizerFast) ->
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model
+
+
+def make_codebook_trainer(args: TrainVQVAEArguments, model: MultimodalVQVAE) -> CodebookTrainer:
+    """The trainer of the model's codebooks; fine-tuning goes on from the codes that are there, without a start."""
+    children = model.named_children()
+    quantizers = {name.removesuffix("_quantizer"): child for name, child in children if name.endswith("_quantizer")}
+    # The decoder gets used to the codes at the end of training: none is restarted there.
+    settings = {"restart_until_step": int(0.8 * args.max_train_steps), **args.codebook_kwargs}
+    trainer = CodebookTrainer(quantizers, start_step=args.quantizer_start_step, seed=args.seed, **settings)
+    if args.pretrained_model_name_or_path is not None:
+        codebooks = {name: quantizer.codebook.detach() for name, quantizer in quantizers.items()}
+        trainer.load_state_dict(
+            {
+                name: {
+                    "cluster_size": torch.ones_like(codebook[:, 0]),  # as if each code had been chosen once a step
+                    "vector_sum": codebook.clone(),
+                    "reservoir": codebook[:0].clone(),
+                    "is_started": True,
+                }
+                for name, codebook in codebooks.items()
+            }
+        )
+    return trainer
 
 
 def observe(

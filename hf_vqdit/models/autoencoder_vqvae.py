@@ -73,6 +73,13 @@ class MultimodalVQVAEOutput(BaseOutput):
     image_commitment_loss: torch.FloatTensor | None = None
     text_commitment_loss: torch.FloatTensor | None = None
 
+    def __post_init__(self):
+        # accelerate rebuilds an output from a dictionary, which lands in the first field; diffusers unpacks it, but
+        # leaves it there where the dictionary has no such entry: for text alone.
+        super().__post_init__()
+        if isinstance(self.image, dict):
+            self.image = self.image.get("image")
+
 
 def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor, max_entries: int = 2**20) -> torch.LongTensor:
     """Index of the nearest row of `codebook` for each vector, exact, in float32; of equal ones the lowest index.

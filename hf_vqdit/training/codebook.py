@@ -6,7 +6,7 @@ processes of one optimizer step, in the order of the global batch, and changes t
 So gradient accumulation and checkpointing change nothing, and all processes hold the same codes bit for bit.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -23,15 +23,15 @@ class CodebookState:
             Moving average of how many vectors chose each code in a step.
         vector_sum (`torch.FloatTensor` of shape `(V, D)`): Moving average of the sum of those vectors.
         reservoir (`torch.FloatTensor` of shape `(R, D)`): The newest vectors seen, for the start and the restarts.
-        is_started (`bool`, defaults to `False`): Whether the k-means start is done.
+        is_started (`bool`): Whether the k-means start is done.
         pending (`list`): Vectors `(N, D)` and their codes, micro-batch by micro-batch, since the last step.
     """
 
     cluster_size: torch.Tensor
     vector_sum: torch.Tensor
     reservoir: torch.Tensor
-    is_started: bool = False
-    pending: list[tuple[torch.Tensor, torch.Tensor | None]] = field(default_factory=list)
+    is_started: bool
+    pending: list[tuple[torch.Tensor, torch.Tensor | None]]
 
 
 class CodebookTrainer:
@@ -95,6 +95,8 @@ class CodebookTrainer:
                 cluster_size=torch.zeros_like(quantizer.codebook[:, 0]),
                 vector_sum=torch.zeros_like(quantizer.codebook),
                 reservoir=quantizer.codebook.new_zeros(0, quantizer.codebook.shape[1]),
+                is_started=False,
+                pending=[],
             )
             for name, quantizer in quantizers.items()
         }

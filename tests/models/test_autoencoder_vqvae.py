@@ -2,6 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.utils.operations import convert_to_fp32
 from diffusers.training_utils import EMAModel
 
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE, VectorQuantizer, nearest_codes
@@ -254,6 +255,16 @@ def test_tuples_hold_what_the_output_objects_hold():
     pair = vqvae.decode(codes.image_codes, codes.text_codes, return_dict=False)
     assert torch.equal(pair[0], decoded.image) and torch.equal(pair[1], decoded.text_logits)
     assert torch.equal(vqvae(image, text, return_dict=False)[0], vqvae(image, text).image)
+
+
+@pytest.mark.parametrize("given", ["image", "text"])
+def test_an_output_survives_being_rebuilt_in_float32(given):
+    inputs = {"image": pictures(1), "text": captions(1, 4, [3])}
+    output = tiny_vqvae()(**{given: inputs[given]})
+    rebuilt = convert_to_fp32(output)
+    for name in output.__dataclass_fields__:
+        before, after = getattr(output, name), getattr(rebuilt, name)
+        assert (before is None and after is None) or torch.equal(before, after), name
 
 
 def test_a_tokenizer_of_one_modality_has_no_weights_of_the_other():

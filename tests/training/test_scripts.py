@@ -25,7 +25,8 @@ SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 
 DATA = ["--dataset_name", "shapes", "--num_train_rows", "24", "--validation_fraction", "0.25"]
 LOOP = ["--max_train_steps", "4", "--train_batch_size", "4", "--lr_warmup_steps", "1", "--logging_steps", "1"]
-LOOP += ["--mixed_precision", "no", "--validation_steps", "0", "--checkpointing_steps", "2"]
+# AdamW divides a gradient by its own size: a large epsilon keeps rounding errors in gradients near zero what they are.
+LOOP += ["--adam_epsilon", "1e-3", "--mixed_precision", "no", "--validation_steps", "0", "--checkpointing_steps", "2"]
 VQVAE = {"block_out_channels": [8, 16, 16], "norm_num_groups": 4, "image_codebook_size": 16, "code_dim": 4}
 VQVAE |= {"text_codebook_size": 24, "text_code_dim": 4, "text_width": 16, "num_text_decoder_layers": 1}
 DIT = {"patch_size": 2, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2}
@@ -173,7 +174,7 @@ def test_two_steps_a_resume_and_two_steps_are_four_steps_bit_for_bit(script, run
 def test_accumulation_and_gradient_checkpointing_change_nothing(script, change, runs, tmp_path):
     changed = run_in_process(script, tmp_path / "changed", *flags_of(script, runs), *change)
     found, expected = metrics(script, changed), metrics(script, runs[script])
-    assert_close(found, {key: value for key, value in expected.items() if not key[0].startswith("validation")}, 1e-4)
+    assert_close(found, {key: value for key, value in expected.items() if not key[0].startswith("validation")})
     assert_close(
         weights(changed / "checkpoint-4" / NAMES[script]), weights(runs[script] / "checkpoint-4" / NAMES[script])
     )
@@ -218,7 +219,7 @@ TrainingRun.finish = compare_and_finish
     flags = [*DATA, *COMMANDS[script], *flags_of(script, runs), "--output_dir", str(tmp_path / "two")]
     run_command([*launch, *flags, "--train_batch_size", "2"], ACCELERATE_USE_CPU="true")
     found, expected = metrics(script, tmp_path / "two"), metrics(script, runs[script])
-    assert_close(found, {key: value for key, value in expected.items() if not key[0].startswith("validation")}, 1e-4)
+    assert_close(found, {key: value for key, value in expected.items() if not key[0].startswith("validation")})
     folder = Path("checkpoint-4") / NAMES[script]
     assert_close(weights(tmp_path / "two" / folder), weights(runs[script] / folder))
 
@@ -226,13 +227,16 @@ TrainingRun.finish = compare_and_finish
 # Fine-tuning, dry run, and what stops a run
 
 
-def test_fine_tuning_starts_from_the_weights_that_were_given(runs, tmp_path):
-    still = ["--learning_rate", "0", "--max_train_steps", "1"]
-    for script in ("train_vqvae", "train_dit"):
-        source = ["--pretrained_model_name_or_path", str(runs[script])]
-        tuned = run_in_process(script, tmp_path / script, *source, *still, "--checkpointing_steps", "0")
-        found, expected = (weights(folder / NAMES[script]) for folder in (tuned, runs[script]))
-        assert_equal(found, expected)
+@pytest.mark.parametrize("script", ["train_vqvae", "train_dit"])
+def test_fine_tuning_starts_from_the_weights_that_were_given(script, runs, tmp_path):
+    flags = ["--learning_rate", "0", "--max_train_steps", "1", "--pretrained_model_name_or_path", str(runs[script])]
+    if script == "train_vqvae":
+        flags += ["--codebook_kwargs", '{"decay": 0.9999}']
+    tuned = run_in_process(script, tmp_path / script, *flags)
+    found, expected = (weights(folder / NAMES[script]) for folder in (tuned, runs[script]))
+    for name in [name for name in expected if name.endswith("codebook")]:  # they move, a little, at any learning rate
+        torch.testing.assert_close(found.pop(name), expected.pop(name), rtol=0, atol=0.05)
+    assert_equal(found, expected)
 
 
 def test_a_dry_run_prints_parameters_and_flops_and_writes_nothing(runs, tmp_path, capsys):

@@ -194,6 +194,7 @@ class CodebookTrainer:
 
     def _start(self, name: str, state: CodebookState, quantizer: VectorQuantizer) -> None:
         """k-means over the reservoir, on the first process, then sent to all."""
+        vectors_a_step = self._vectors_a_step(state)
         if len(state.reservoir) == 0:
             raise ValueError(
                 f"The {name} codebook cannot start: no vector was observed. Does the data hold that modality?"
@@ -206,7 +207,7 @@ class CodebookTrainer:
             codes = nearest_codes(state.reservoir, centres)
             state.cluster_size.copy_(torch.bincount(codes, minlength=len(centres)))
             # At the scale of one step, as the moving average will see it.
-            state.cluster_size.mul_(self._vectors_a_step(state) / len(state.reservoir))
+            state.cluster_size.mul_(vectors_a_step / len(state.reservoir))
             state.vector_sum.copy_(centres * state.cluster_size.unsqueeze(1))
         for tensor in (quantizer.codebook.data, state.cluster_size, state.vector_sum):
             _broadcast(tensor)
@@ -214,7 +215,9 @@ class CodebookTrainer:
 
     @staticmethod
     def _vectors_a_step(state: CodebookState) -> float:
-        return float(min(len(state.reservoir), sum(len(vectors) for vectors, _ in state.pending) * _world_size()))
+        total = torch.tensor(float(sum(len(vectors) for vectors, _ in state.pending)), device=state.reservoir.device)
+        _sum_over_ranks(total)
+        return min(len(state.reservoir), total.item())
 
     def _kmeans(self, vectors: torch.Tensor, quantizer: VectorQuantizer, generator: torch.Generator) -> torch.Tensor:
         num_codes = quantizer.codebook.shape[0]

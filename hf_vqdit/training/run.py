@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object, parse_flag_from_env, set_seed
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 from huggingface_hub import create_repo
@@ -59,7 +59,8 @@ class TrainingRun:
         self._pinned: dict[str, Any] = {}
         self._started = time.perf_counter() - self.resumed_state.get("seconds", 0.0)
 
-        process = PartialState()
+        # `Accelerator` reads the variable itself, but the precision, which it wants, depends on the device.
+        process = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
         logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
         logging.getLogger("hf_vqdit").setLevel(logging.INFO if process.is_main_process else logging.WARNING)
         self.accelerator = Accelerator(

@@ -105,8 +105,9 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor, max_entries: in
         weight = F.pad(-2.0 * codebook, (0, 0, 0, pad)).T.contiguous()  # (D, V')
         num_codes = weight.shape[1]
         codes = torch.empty(vectors.shape[0], dtype=torch.long, device=vectors.device)
-        for start in range(0, vectors.shape[0], max(64, max_entries // num_codes)):
-            chunk = vectors[start : start + max(64, max_entries // num_codes)]
+        chunk_size = max(64, max_entries // num_codes)
+        for start in range(0, vectors.shape[0], chunk_size):
+            chunk = vectors[start : start + chunk_size]
             scores = _exact_matmul_add(bias, chunk, weight).view(chunk.shape[0], -1, block_size)  # (n, V'/32, 32)
             block = scores.amin(dim=2).argmin(dim=1)  # (n,)
             within = scores[torch.arange(chunk.shape[0], device=chunk.device), block].argmin(dim=1)

@@ -194,7 +194,7 @@ class CodebookTrainer:
 
     def _start(self, name: str, state: CodebookState, quantizer: VectorQuantizer) -> None:
         """k-means over the reservoir, on the first process, then sent to all."""
-        vectors_a_step = self._vectors_a_step(state)
+        vectors_a_step = self._vectors_a_step(state)  # all processes take part, so before what the first does alone
         if len(state.reservoir) == 0:
             raise ValueError(
                 f"The {name} codebook cannot start: no vector was observed. Does the data hold that modality?"

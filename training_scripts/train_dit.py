@@ -136,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         if args.push_to_hub:
             push_to_hub(run.output_dir, run.repo_id)
+    transformer, optimizer = accelerator.free_memory(transformer, optimizer)  # `finish` says why
     run.finish(figures)
 
 

@@ -129,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         if args.push_to_hub:
             push_to_hub(run.output_dir, run.repo_id)
+    vqvae, optimizer = accelerator.free_memory(vqvae, optimizer)  # `finish` says why
     run.finish(figures)
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """What the training scripts share: precision, data, logs, checkpoints and resume, averaged weights, the dry run."""
 
+import gc
 import json
 import logging
 import math
@@ -235,6 +236,9 @@ class TrainingRun:
     def finish(self, figures: Mapping[str, float]) -> None:
         """Reports what could not be read of the data, writes the summary of the run, and closes the trackers.
 
+        Prepared models are to be freed before. One that outlives its process group ends the group's threads from its
+        own destructor, under Python's lock, for which those threads may be waiting: the process would never exit.
+
         Args:
             figures (`Mapping[str, float]`): What the last validation measured.
         """
@@ -248,6 +252,7 @@ class TrainingRun:
             summary = {"seconds": self._seconds(), "steps": self.arguments.max_train_steps, "figures": dict(figures)}
             summary |= {"skipped_records": skipped, "truncated_captions": num_truncated}
             (self.output_dir / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        gc.collect()  # a wrapped model is part of a reference cycle
         self.accelerator.end_training()
 
     def _seconds(self) -> float:

@@ -55,7 +55,7 @@ def run_in_process(script: str, output_dir: Path, *flags: str, data: list[str] =
 
 
 def run_command(command: list[str], **environment: str) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=600)
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stdout
 
@@ -201,6 +201,8 @@ from hf_vqdit.training.run import TrainingRun
 
 sys.path.insert(0, {str(SCRIPTS)!r})
 import {script}
+
+sys.setswitchinterval(60)  # no thread takes Python's lock from another: an exit that waits for one of them hangs
 
 finish = TrainingRun.finish
 

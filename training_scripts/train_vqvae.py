@@ -22,13 +22,11 @@ from hf_vqdit.evaluation.metrics import tokenizer_figures
 from hf_vqdit.hub import push_to_hub, write_model_card
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAEOutput
 from hf_vqdit.training.arguments import TrainVQVAEArguments, parse_arguments
-from hf_vqdit.training.blanks import blank_rectangles
 from hf_vqdit.training.codebook import CodebookTrainer
 from hf_vqdit.training.latents import measure_latents
 from hf_vqdit.training.losses import tokenizer_losses, weighted_mean
 from hf_vqdit.training.previews import preview_reconstructions
 from hf_vqdit.training.run import TrainingRun, make_optimizer
-from hf_vqdit.training.times import row_generator
 
 NUM_LATENTS_PAIRS = 2048  # training pairs over which the statistics of the codes are taken
 
@@ -61,18 +59,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True) if args.use_ema else None
     run.register("vqvae", model, ema, schedule, codebooks, tokenizer=tokenizer)
 
-    def reconstruct(batch: dict[str, Any], step: int) -> tuple[MultimodalVQVAEOutput, dict[str, torch.Tensor]]:
+    def reconstruct(batch: dict[str, Any]) -> tuple[MultimodalVQVAEOutput, dict[str, torch.Tensor]]:
         """A micro-batch through the model: its output, and the terms of the loss, row by row."""
-        generators = [row_generator(args.seed, step, row) for row in batch["row"].tolist()]
-        pixel_values = blank_rectangles(batch["pixel_values"], args.blank_fraction, generators)
-        image = pixel_values if "image" in args.modalities else None
+        image = batch["pixel_values"] if "image" in args.modalities else None
         text = batch["input_ids"] if "text" in args.modalities else None
         output = vqvae(image=image, text=text, quantize=codebooks.quantize)
         has = (batch["has_image"], batch["has_text"])
-        return output, tokenizer_losses(output, pixel_values, batch["input_ids"], *has, tokenizer.pad_token_id)
+        return output, tokenizer_losses(
+            output, batch["pixel_values"], batch["input_ids"], *has, tokenizer.pad_token_id
+        )
 
     if args.dry_run:
-        run.print_dry_run(lambda: weighted_mean(reconstruct(run.next_batch(batches), 0)[1], args.loss_weights))
+        run.print_dry_run(lambda: weighted_mean(reconstruct(run.next_batch(batches))[1], args.loss_weights))
         return
 
     # Loop
@@ -82,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for _ in range(args.gradient_accumulation_steps):
             batch = run.next_batch(batches)
             with accelerator.accumulate(vqvae):
-                output, terms = reconstruct(batch, step)
+                output, terms = reconstruct(batch)
                 loss = weighted_mean(terms, args.loss_weights)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:

@@ -110,7 +110,7 @@ class PairDataset(torch.utils.data.Dataset):
         input_ids, truncated = encode_captions(self.tokenizer, captions, return_truncated=True)
         return [
             {
-                # A missing picture is blank: 0 is where blanked pixels lie.
+                # A missing picture is 0 all over, the middle of the range.
                 "pixel_values": torch.zeros_like(pixel_values[i]) if pair.picture is None else pixel_values[i],
                 "input_ids": input_ids[i],
                 "has_image": pair.picture is not None,

@@ -181,9 +181,6 @@ class TrainVQVAEArguments(HubArguments, LoopArguments, OptimizationArguments, Da
         default_factory=Keywords,
         metadata=_help(f"Weights of the loss terms, as JSON, laid over {TOKENIZER_LOSS_WEIGHTS}."),
     )
-    blank_fraction: float = field(
-        default=0.2, metadata=_help("Part of the pictures that get a blank rectangle, as inpainting will blank them.")
-    )
 
     def __post_init__(self) -> None:
         if not self.modalities <= {"image", "text"}:

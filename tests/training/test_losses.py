@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAEOutput
-from hf_vqdit.training.blanks import blank_rectangles
 from hf_vqdit.training.losses import TOKENIZER_LOSS_WEIGHTS, tokenizer_losses, weighted_mean
 
 PAD = 0
@@ -81,24 +80,3 @@ def test_a_modality_that_is_left_out_has_no_terms():
         text_logits=output.text_logits, text_commitment_loss=output.text_commitment_loss
     )
     assert set(tokenizer_losses(text_alone, *batch, pad_token_id=PAD)) == {"text_cross_entropy", "text_commitment"}
-
-
-def test_blanks_are_rectangles_of_zeros_in_the_asked_for_part_of_the_pictures():
-    generators = [torch.Generator().manual_seed(row) for row in range(400)]
-    pictures = torch.ones(400, 3, 8, 6)
-    blanked = blank_rectangles(pictures, 0.25, generators)
-    assert pictures.min() == 1  # the input is left alone
-    is_blank = blanked == 0
-    assert torch.equal(is_blank.any(1), is_blank.all(1))  # in all channels
-    num_blanked = int(is_blank.flatten(1).any(1).sum())
-    assert abs(num_blanked - 100) < 4 * math.sqrt(400 * 0.25 * 0.75)
-    for picture in is_blank[:, 0]:
-        rows, columns = picture.any(1), picture.any(0)
-        assert torch.equal(picture, rows[:, None] & columns[None, :])
-
-
-def test_blanks_depend_on_the_generator_of_the_row_alone():
-    pictures = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    whole = blank_rectangles(pictures, 0.9, [torch.Generator().manual_seed(row) for row in range(4)])
-    alone = [blank_rectangles(pictures[row, None], 0.9, [torch.Generator().manual_seed(row)]) for row in range(4)]
-    assert torch.equal(whole, torch.cat(alone)) and not torch.equal(whole, pictures)

@@ -138,6 +138,7 @@ class VQDiTPipeline(DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 16,
+        num_text_inference_steps: int | None = None,
         guidance_scale: float = 3.0,
         text_guidance_scale: float = 1.0,
         num_images_per_prompt: int = 1,
@@ -174,7 +175,11 @@ class VQDiTPipeline(DiffusionPipeline):
             width (`int`, *optional*):
                 Width in pixels, likewise.
             num_inference_steps (`int`, *optional*, defaults to 16):
-                Number of steps; each calls the transformer once.
+                Number of steps of the image.
+            num_text_inference_steps (`int`, *optional*):
+                Number of steps of the text; by default as many. Both begin together. The one with fewer steps ends
+                first and is a given condition for the rest, so with one step of text for many of the image the
+                caption is drawn first, then a picture of it.
             guidance_scale (`float`, *optional*, defaults to 3.0):
                 Guidance of the picture by the caption: logits `u + guidance_scale * (o - u)`, with o given the caption
                 and u without it (Ho & Salimans 2022). Off at 1 or below. Each active guidance adds its rows to the
@@ -212,6 +217,8 @@ class VQDiTPipeline(DiffusionPipeline):
             image,
             mask_image,
             output_modalities,
+            num_inference_steps,
+            num_text_inference_steps,
             num_images_per_prompt,
             output_type,
             callback_on_step_end_tensor_inputs,
@@ -247,41 +254,50 @@ class VQDiTPipeline(DiffusionPipeline):
         forbidden_tokens = self._forbidden_tokens(tokens)  # (B, S, vocabulary)
         forbidden_codes = self._forbidden_text_codes(tokens, forbidden_tokens)  # (B, S/r, 1, V_y + 1)
 
-        # 4. Denoise
+        # 4. Denoise; the modality with fewer steps ends first and is a condition from then on
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        self.text_scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        self._num_timesteps = num_inference_steps
-        timesteps = zip(self.scheduler.timesteps, self.text_scheduler.timesteps, strict=True)
+        self.text_scheduler.set_timesteps(
+            num_inference_steps if num_text_inference_steps is None else num_text_inference_steps,
+            device=self._execution_device,
+        )
+        image_timesteps = self.scheduler.timesteps if "image" in generated else ()
+        text_timesteps = self.text_scheduler.timesteps if "text" in generated else ()
+        timesteps = max(image_timesteps, text_timesteps, key=len)
+        self._num_timesteps = len(timesteps)
         image_prediction, text_prediction = image_codes, text_codes
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for step, (image_timestep, text_timestep) in enumerate(timesteps):
+        with self.progress_bar(total=self.num_timesteps) as progress_bar:
+            for step, timestep in enumerate(timesteps):
                 if self.interrupt:
                     break
-                image_logits, text_logits = self.predict(image_codes, text_codes, guides_image, guides_text)
-                if "image" in generated:
+                has_image_step, has_text_step = step < len(image_timesteps), step < len(text_timesteps)
+                image_logits, text_logits = self.predict(
+                    image_codes, text_codes, guides_image and has_image_step, guides_text and has_text_step
+                )
+                if has_image_step:
                     image_codes, image_prediction = self.scheduler.step(
                         image_logits,
-                        image_timestep,
+                        image_timesteps[step],
                         image_codes,
                         frozen_mask=image_given,
                         generator=generator,
                         return_dict=False,
                     )
-                if "text" in generated:
+                if has_text_step:
                     # Only now: guidance needs raw logits, -inf minus -inf is NaN.
                     text_codes, text_prediction = self.text_scheduler.step(
                         text_logits.masked_fill(forbidden_codes, -torch.inf),
-                        text_timestep,
+                        text_timesteps[step],
                         text_codes,
                         frozen_mask=text_given,
                         generator=generator,
                         return_dict=False,
                     )
+                if step + 1 == len(text_timesteps):  # the image may go on, given the text as it is returned
+                    text_codes = self._pad_after_end(text_codes)
 
                 if callback_on_step_end is not None:
                     state = {"image_codes": image_codes, "text_codes": text_codes}
                     callback_kwargs = {name: state[name] for name in callback_on_step_end_tensor_inputs}
-                    timestep = image_timestep if "image" in generated else text_timestep
                     state.update(callback_on_step_end(self, step, timestep, callback_kwargs) or {})
                     image_codes, text_codes = state["image_codes"], state["text_codes"]
                 progress_bar.update()
@@ -293,9 +309,7 @@ class VQDiTPipeline(DiffusionPipeline):
             images = self.decode_images(image_codes, output_type)
         if "text" in generated:
             text_codes = torch.where(text_codes == text_mask_id, text_prediction, text_codes)
-            # The text ends at the first padding.
-            is_padding = (text_codes == self.transformer.text_pad_id).any(dim=-1).cumsum(dim=1) > 0  # (B, S/r)
-            text_codes = text_codes.masked_fill(is_padding[..., None], self.transformer.text_pad_id)
+            text_codes = self._pad_after_end(text_codes)
             texts = text_codes if output_type == "latent" else self.decode_texts(text_codes, tokens, forbidden_tokens)
 
         self.maybe_free_model_hooks()
@@ -311,6 +325,8 @@ class VQDiTPipeline(DiffusionPipeline):
         image: PipelineImageInput | None,
         mask_image: PipelineImageInput | None,
         output_modalities: tuple[str, ...] | None,
+        num_inference_steps: int,
+        num_text_inference_steps: int | None,
         num_images_per_prompt: int,
         output_type: str,
         callback_on_step_end_tensor_inputs: tuple[str, ...],
@@ -336,8 +352,14 @@ class VQDiTPipeline(DiffusionPipeline):
                 "`output_modalities` must be one or both of 'image' and 'text', such as (\"image\",), got"
                 f" {output_modalities!r}."
             )
-        if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
-            raise ValueError(f"`num_images_per_prompt` must be an integer >= 1, got {num_images_per_prompt!r}.")
+        counts = {
+            "num_inference_steps": num_inference_steps,
+            "num_text_inference_steps": 1 if num_text_inference_steps is None else num_text_inference_steps,
+            "num_images_per_prompt": num_images_per_prompt,
+        }
+        for name, value in counts.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
         if not set(callback_on_step_end_tensor_inputs) <= set(self._callback_tensor_inputs):
@@ -545,6 +567,11 @@ class VQDiTPipeline(DiffusionPipeline):
         if self.vqvae.config.text_codec == "identity":  # a code is a token, and no decoder chooses another one later
             forbidden[:, :, 0, :pad_id] = forbidden_tokens
         return forbidden
+
+    def _pad_after_end(self, text_codes: torch.LongTensor) -> torch.LongTensor:
+        """Text codes `(B, S/r, G)` that end at the first padding."""
+        is_padding = (text_codes == self.transformer.text_pad_id).any(dim=-1).cumsum(dim=1) > 0  # (B, S/r)
+        return text_codes.masked_fill(is_padding[..., None], self.transformer.text_pad_id)
 
     # What is returned
 

@@ -342,12 +342,9 @@ class VQDiTPipeline(DiffusionPipeline):
             raise ValueError("`num_prompts_per_image` needs a generated text: pass `num_images_per_prompt` instead.")
         has_image = "image" in generated or bool(image_given.any())
         has_text = "text" in generated or bool(text_given.any()) or negative_codes is not None
-        guides_image = "image" in generated and has_text and guidance_scale > 1
-        guides_text = "text" in generated and has_image and text_guidance_scale > 1
-        if negative_codes is not None and not guides_image:
-            warnings.warn(
-                "`negative_prompt` is ignored: it needs a `guidance_scale` above 1 of an image.", stacklevel=3
-            )
+        guides_image, guides_text = "image" in generated and has_text, "text" in generated and has_image
+        if negative_codes is not None and not (guides_image and guidance_scale > 1):
+            warnings.warn("`negative_prompt` is ignored: it guides an image, at `guidance_scale` > 1.", stacklevel=3)
         forbidden_tokens = self._forbidden_tokens(tokens)  # (B, S, vocabulary)
         forbidden_codes = self._forbidden_text_codes(tokens, forbidden_tokens)  # (B, S/r, 1, V_y + 1)
 

@@ -295,6 +295,20 @@ def test_every_mode_knows_other_sizes_than_the_trained_one(tiny_pipeline, given,
         assert [image.size for image in output.images] == [(width, height)] * 2
 
 
+def test_offloading_hooks_change_nothing(tiny_pipeline):
+    """Without an accelerator the hooks move nothing, but each part must still be reached through one."""
+    modes = (
+        {"prompt": PROMPT, "image": picture(), "strength": 0.5, "negative_prompt": "a star"},
+        {"prompt": PROMPT, "image": picture(), "strength": 0.0},
+        {"image": picture(size=(16, 16)), "image_position": "center", "height": 32, "width": 32},
+    )
+    before = [codes_of(tiny_pipeline, **given) for given in modes]
+    tiny_pipeline.enable_model_cpu_offload(device="cpu")
+    for given, expected in zip(modes, before, strict=True):
+        for codes, same in zip(codes_of(tiny_pipeline, **given), expected, strict=True):
+            assert (codes is None and same is None) or torch.equal(codes, same)
+
+
 # Bad input
 
 

@@ -95,16 +95,15 @@ def test_guidance_that_never_acts_is_none_bit_for_bit(tiny_pipeline, settings):
     assert all(len(call["image_codes"]) == 1 for call in calls)
 
 
-def test_a_callback_may_turn_guidance_off(tiny_pipeline):
+def test_a_callback_may_turn_guidance_off_and_on(tiny_pipeline):
     calls = watch_transformer(tiny_pipeline)
 
-    def cut_off(pipeline, step, timestep, callback_kwargs):
-        if step == 1:
-            pipeline._guidance_scale = 0.0
+    def change(pipeline, step, timestep, callback_kwargs):
+        pipeline._guidance_scale = 0.0 if step in (1, 2) else 3.0
         return {}
 
-    codes_of(tiny_pipeline, prompt=PROMPT, callback_on_step_end=cut_off)
-    assert [len(call["image_codes"]) for call in calls] == [2, 2, 1, 1, 1]
+    codes_of(tiny_pipeline, prompt=PROMPT, callback_on_step_end=change)
+    assert [len(call["image_codes"]) for call in calls] == [2, 2, 1, 1, 2]
 
 
 # Away from a negative prompt

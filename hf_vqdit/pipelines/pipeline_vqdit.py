@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 MODALITIES = ("image", "text")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+GUIDANCE_SCHEDULES = ("constant", "linear")
 
 
 @dataclass
@@ -46,12 +49,36 @@ class PromptTokens(NamedTuple):
     is_word: torch.BoolTensor  # (B, S), a [MASK] that stands for exactly one token, which is no special one
 
 
+class ForwardRows(NamedTuple):
+    """Rows of one kind, one for each sample: what the transformer was last given and what it predicted from it."""
+
+    image_codes: torch.LongTensor  # (B, h, w)
+    text_codes: torch.LongTensor  # (B, S/r, G)
+    image_logits: torch.Tensor  # (B, h, w, V_x)
+    text_logits: torch.Tensor  # (B, S/r, G, V_y + 1)
+
+
 class VQDiTPipeline(DiffusionPipeline):
     r"""
     Pictures from captions, captions from pictures, both from nothing, and the missing parts of either.
 
     **Everything you give is kept, everything you leave out is generated.** Pictures are kept as codes, so a kept part
-    comes back as the VQ-VAE reconstructs it; given words come back letter for letter.
+    comes back as the VQ-VAE reconstructs it (`composite=True` brings the pixels back); given words come back letter
+    for letter.
+
+    | given | generated |
+    |---|---|
+    | `prompt` | image |
+    | `image` | text |
+    | nothing | image and text, a matching pair |
+    | nothing, `output_modalities=("image",)` or `("text",)` | one of them alone |
+    | `prompt`, `image`, `mask_image` | the white part of the image |
+    | `prompt`, `image`, `image_position`, `height`, `width` | the canvas around the image |
+    | `prompt` with `[MASK]`, `image` | the missing words |
+    | `prompt`, `image`, `strength` | the image, changed to fit the text |
+    | `image`, `strength`, `output_modalities=("image",)` | a variation of the image |
+
+    Without its `prompt` each of these generates the text as well, unless `output_modalities` says otherwise.
 
     Args:
         vqvae ([`MultimodalVQVAE`]):
@@ -74,7 +101,6 @@ class VQDiTPipeline(DiffusionPipeline):
     >>> image = pipe("a red circle above a blue square").images[0]  # text -> image
     >>> caption = pipe(image=image).texts[0]  # image -> text
     >>> output = pipe(num_images_per_prompt=4)  # pairs: output.images, output.texts
-    >>> image = pipe(output_modalities=("image",)).images[0]  # a picture alone
     >>> image = pipe("a red circle", image=image, mask_image=mask).images[0]  # white parts of the mask anew
     >>> caption = pipe("a [MASK] circle", image=image).texts[0]  # fill words
     ```
@@ -104,8 +130,9 @@ class VQDiTPipeline(DiffusionPipeline):
             scheduler=scheduler,
             text_scheduler=text_scheduler,
         )
-        self.image_processor = VaeImageProcessor(do_resize=False, do_convert_rgb=True)
+        self.image_processor = VaeImageProcessor(do_resize=False, do_normalize=False, do_convert_rgb=True)
         self.mask_processor = VaeImageProcessor(do_resize=False, do_normalize=False, do_convert_grayscale=True)
+        self._num_forward_passes = self._num_forward_rows = 0
 
     @property
     def guidance_scale(self) -> float:
@@ -123,6 +150,16 @@ class VQDiTPipeline(DiffusionPipeline):
         return self._num_timesteps
 
     @property
+    def num_forward_passes(self) -> int:
+        """How many times the last call called the transformer."""
+        return self._num_forward_passes
+
+    @property
+    def num_forward_rows(self) -> int:
+        """How many rows, in all batches together, went through the transformer in the last call."""
+        return self._num_forward_rows
+
+    @property
     def interrupt(self) -> bool:
         """Whether the run is to end before its next step: a callback sets `_interrupt`."""
         return self._interrupt
@@ -134,27 +171,33 @@ class VQDiTPipeline(DiffusionPipeline):
         image: PipelineImageInput | None = None,
         mask_image: PipelineImageInput | None = None,
         *,
+        negative_prompt: str | list[str] | None = None,
+        image_position: tuple[int, int] | str | None = None,
+        strength: float | None = None,
+        composite: bool = False,
         output_modalities: tuple[str, ...] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 16,
+        num_text_inference_steps: int | None = None,
         guidance_scale: float = 3.0,
         text_guidance_scale: float = 1.0,
+        guidance_schedule: str = "constant",
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         num_images_per_prompt: int = 1,
+        num_prompts_per_image: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[DiffusionPipeline, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
-        | PipelineCallback
-        | MultiPipelineCallbacks
-        | None = None,
+        callback_on_step_end: Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("image_codes", "text_codes"),
     ) -> VQDiTPipelineOutput | tuple:
         r"""
         Generate what is not given.
 
-        `prompt`, `image` and `mask_image` may each be one item or a list (for pictures also a batched tensor or
-        array). Lists have the same length; an item that is not in a list goes with every entry of the lists.
+        `prompt`, `image`, `mask_image` and `negative_prompt` may each be one item or a list (for pictures also a
+        batched tensor or array). Lists have the same length; an item that is not in a list goes with every entry of
+        the lists. Steps and guidance of a modality that is not generated have no effect.
 
         Args:
             prompt (`str` or `list[str]`, *optional*):
@@ -166,23 +209,53 @@ class VQDiTPipeline(DiffusionPipeline):
             mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
                 White (0.5 or more) where `image` shall be generated anew, in the size of `image`. Nothing of the
                 picture under the mask is looked at, and every code that the mask touches is generated.
+            negative_prompt (`str` or `list[str]`, *optional*):
+                What the picture is guided away from: it stands for the unknown caption in the guidance of the picture,
+                and nowhere else. Ignored, with a warning, where that guidance is off.
+            image_position (`tuple[int, int]` or `"center"`, *optional*):
+                Outpainting: the (left, top) pixel of a canvas of `height` x `width` at which `image` is placed, not
+                resized; the canvas around it is generated. Codes that lie wholly inside the picture are kept, so a
+                position on the code grid keeps most; `"center"` is rounded to it.
+            strength (`float`, *optional*):
+                Generates the given image anew from a noised state, the white part of it where there is a `mask_image`
+                (of which, below 1, the hidden part is looked at): the last `strength` of the steps run, from the
+                codes masked for the time of the first of them. 0, or less than one step, returns the image as it is
+                encoded; 1 keeps nothing of it and is plain generation.
+            composite (`bool`, *optional*, defaults to `False`):
+                Whether pixels that were given and not masked are put back into the generated pictures, exactly as
+                given (after resizing). Needs `mask_image` or `image_position`.
             output_modalities (`tuple[str, ...]`, *optional*):
                 What to generate of `"image"` and `"text"`; by default everything that is not given. What is neither
                 given nor generated stays unknown.
             height (`int`, *optional*):
-                Height in pixels, to which `image` is resized. By default that of `image`, or else the trained one.
+                Height in pixels, to which `image` is resized if it is not placed by `image_position`. By default that
+                of `image`, or else the trained one.
             width (`int`, *optional*):
                 Width in pixels, likewise.
             num_inference_steps (`int`, *optional*, defaults to 16):
-                Number of steps; each calls the transformer once.
+                Number of steps of the image. A step calls the transformer once, or not at all if it has seen the same
+                codes before.
+            num_text_inference_steps (`int`, *optional*):
+                Number of steps of the text; by default as many. Both begin together. The one with fewer steps ends
+                first and is a given condition for the rest, so with one step of text for many of the image the
+                caption is drawn first, then a picture of it.
             guidance_scale (`float`, *optional*, defaults to 3.0):
                 Guidance of the picture by the caption: logits `u + guidance_scale * (o - u)`, with o given the caption
                 and u without it (Ho & Salimans 2022). Off at 1 or below. Each active guidance adds its rows to the
                 batch.
             text_guidance_scale (`float`, *optional*, defaults to 1.0):
                 Guidance of the caption by the picture, likewise.
+            guidance_schedule (`str`, *optional*, defaults to `"constant"`):
+                `"linear"` lets both scales grow from 1, which is no guidance, at the first step of a schedule to their
+                values at the last (Muse, Chang 2023, Sec. 2.7).
+            guidance_interval (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
+                The times, from 1 (nothing known) down to 0, at which there is guidance (Kynkäänniemi 2024), both ends
+                included; at others the rows that it needs are not computed.
             num_images_per_prompt (`int`, *optional*, defaults to 1):
                 Samples for each item, also if the samples are captions; those of an item follow each other.
+            num_prompts_per_image (`int`, *optional*, defaults to 1):
+                The same number by its name for captions, if a text is generated. A sample has one image and one text,
+                so if both numbers are above 1 they must be equal; they are not multiplied.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
                 One for the batch, or one for each sample; with a list, a sample does not depend on the others.
             output_type (`str`, *optional*, defaults to `"pil"`):
@@ -207,95 +280,129 @@ class VQDiTPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
 
         # 1. Check the arguments
+        if num_text_inference_steps is None:
+            num_text_inference_steps = num_inference_steps
         self.check_inputs(
             prompt,
+            negative_prompt,
             image,
             mask_image,
+            image_position,
+            strength,
+            composite,
             output_modalities,
+            num_inference_steps,
+            num_text_inference_steps,
+            guidance_schedule,
+            guidance_interval,
             num_images_per_prompt,
+            num_prompts_per_image,
             output_type,
             callback_on_step_end_tensor_inputs,
         )
-        prompts, pictures, masks, num_items = _align(prompt, image, mask_image)
-        num_samples = num_items * num_images_per_prompt
-        if isinstance(generator, (list, tuple)) and len(generator) != num_samples:
+        (prompts, negative_prompts, pictures, masks), num_items = _align(
+            prompt=prompt, negative_prompt=negative_prompt, image=image, mask_image=mask_image
+        )
+        num_repeats = max(num_images_per_prompt, num_prompts_per_image)
+        if isinstance(generator, (list, tuple)) and len(generator) != num_items * num_repeats:
             raise ValueError(
-                f"`generator` must be one generator or a list of {num_samples}, one for each sample (items times"
-                f" `num_images_per_prompt` = {num_images_per_prompt}), got a list of {len(generator)}."
+                f"`generator` must be one generator or a list of {num_items * num_repeats}, one for each sample"
+                f" ({num_items} items, {num_repeats} samples each), got a list of {len(generator)}."
             )
-        self._guidance_scale = guidance_scale
-        self._text_guidance_scale = text_guidance_scale
+        self._guidance_scale, self._text_guidance_scale = guidance_scale, text_guidance_scale
+        self._guidance_schedule, self._guidance_interval = guidance_schedule, guidance_interval
+        self._num_forward_passes = self._num_forward_rows = 0
         self._interrupt = False
 
-        # 2. Encode what is given; MASK is what is not
+        # 2. Encode what is given; with `strength` none of the picture is, but for what lies outside a mask
         tokens = self.tokenize(prompts, num_items)
-        pixels, masked_pixels = self.preprocess(pictures, masks, height, width)
         text_codes = self.prepare_text_codes(tokens)  # (B, S/r, G)
-        image_codes = self.prepare_image_codes(pixels, masked_pixels, num_items, height, width)  # (B, h, w)
-        tokens = PromptTokens(*(x.repeat_interleave(num_images_per_prompt, dim=0) for x in tokens))
-        image_codes = image_codes.repeat_interleave(num_images_per_prompt, dim=0)
-        text_codes = text_codes.repeat_interleave(num_images_per_prompt, dim=0)
+        is_noised = strength is not None and strength < 1
+        pixels, masked_pixels = self.preprocess(
+            pictures, masks, height, width, num_items, image_position, not is_noised
+        )
+        image_codes, image_given = self.prepare_image_codes(pixels, masked_pixels)  # (B, h, w)
+        if strength is not None and masks is None:
+            image_given = torch.zeros_like(image_given)
+        negative_codes = None
+        if negative_prompts is not None:
+            negative_codes = self.prepare_text_codes(self.tokenize(negative_prompts, num_items, "negative_prompt"))
+            negative_codes = negative_codes.repeat_interleave(num_repeats, dim=0)
+        tokens = PromptTokens(*(x.repeat_interleave(num_repeats, dim=0) for x in tokens))
+        text_codes, image_codes, image_given = (
+            x.repeat_interleave(num_repeats, dim=0) for x in (text_codes, image_codes, image_given)
+        )
 
         # 3. What is generated, and by what it is guided
-        image_mask_id, text_mask_id = self.transformer.image_mask_id, self.transformer.text_mask_id
-        image_given, text_given = image_codes != image_mask_id, text_codes != text_mask_id
+        text_given = text_codes != self.transformer.text_mask_id
         generated = _choose_modalities(output_modalities, not bool(image_given.all()), not bool(text_given.all()))
+        if (strength is not None or composite) and "image" not in generated:
+            raise ValueError("`strength` and `composite` need a generated image, and this call generates none.")
+        if num_prompts_per_image > 1 and "text" not in generated:
+            raise ValueError("`num_prompts_per_image` needs a generated text: pass `num_images_per_prompt` instead.")
         has_image = "image" in generated or bool(image_given.any())
-        has_text = "text" in generated or bool(text_given.any())
-        guides_image = "image" in generated and has_text and guidance_scale > 1
-        guides_text = "text" in generated and has_image and text_guidance_scale > 1
+        has_text = "text" in generated or bool(text_given.any()) or negative_codes is not None
+        guides_image, guides_text = "image" in generated and has_text, "text" in generated and has_image
+        if negative_codes is not None and not (guides_image and guidance_scale > 1):
+            warnings.warn("`negative_prompt` is ignored: it guides an image, at `guidance_scale` > 1.", stacklevel=3)
         forbidden_tokens = self._forbidden_tokens(tokens)  # (B, S, vocabulary)
         forbidden_codes = self._forbidden_text_codes(tokens, forbidden_tokens)  # (B, S/r, 1, V_y + 1)
 
-        # 4. Denoise
+        # 4. Where each modality begins; the one with fewer steps ends first and is a condition from then on
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        self.text_scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        self._num_timesteps = num_inference_steps
-        timesteps = zip(self.scheduler.timesteps, self.text_scheduler.timesteps, strict=True)
+        self.text_scheduler.set_timesteps(num_text_inference_steps, device=self._execution_device)
+        image_codes, first_step = self.prepare_image_start(image_codes, image_given, strength, generator)
+        image_timesteps = self.scheduler.timesteps[first_step:] if "image" in generated else ()
+        text_timesteps = self.text_scheduler.timesteps if "text" in generated else ()
+        timesteps = max(image_timesteps, text_timesteps, key=len)
+        self._num_timesteps = len(timesteps)
+
+        # 5. Denoise
         image_prediction, text_prediction = image_codes, text_codes
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for step, (image_timestep, text_timestep) in enumerate(timesteps):
+        step_kwargs = {"generator": generator, "return_dict": False}
+        last_rows: dict[str, ForwardRows] = {}
+        with self.progress_bar(total=self.num_timesteps) as progress_bar:
+            for step, timestep in enumerate(timesteps):
                 if self.interrupt:
                     break
-                image_logits, text_logits = self.predict(image_codes, text_codes, guides_image, guides_text)
-                if "image" in generated:
+                has_image_step, has_text_step = step < len(image_timesteps), step < len(text_timesteps)
+                scale = text_scale = 1.0
+                if guides_image and has_image_step:
+                    scale = self._guidance_at(first_step + step, self.scheduler.timesteps, self.guidance_scale)
+                if guides_text and has_text_step:
+                    text_scale = self._guidance_at(step, text_timesteps, self.text_guidance_scale)
+                image_logits, text_logits = self.predict(
+                    image_codes, text_codes, scale, text_scale, negative_codes, last_rows
+                )
+                if has_image_step:
                     image_codes, image_prediction = self.scheduler.step(
-                        image_logits,
-                        image_timestep,
-                        image_codes,
-                        frozen_mask=image_given,
-                        generator=generator,
-                        return_dict=False,
+                        image_logits, image_timesteps[step], image_codes, frozen_mask=image_given, **step_kwargs
                     )
-                if "text" in generated:
+                if has_text_step:
                     # Only now: guidance needs raw logits, -inf minus -inf is NaN.
+                    text_logits = text_logits.masked_fill(forbidden_codes, -torch.inf)
                     text_codes, text_prediction = self.text_scheduler.step(
-                        text_logits.masked_fill(forbidden_codes, -torch.inf),
-                        text_timestep,
-                        text_codes,
-                        frozen_mask=text_given,
-                        generator=generator,
-                        return_dict=False,
+                        text_logits, text_timesteps[step], text_codes, frozen_mask=text_given, **step_kwargs
                     )
+                if step + 1 == len(text_timesteps):  # the image may go on, given the text as it is returned
+                    text_codes = self._pad_after_end(text_codes)
 
                 if callback_on_step_end is not None:
                     state = {"image_codes": image_codes, "text_codes": text_codes}
                     callback_kwargs = {name: state[name] for name in callback_on_step_end_tensor_inputs}
-                    timestep = image_timestep if "image" in generated else text_timestep
                     state.update(callback_on_step_end(self, step, timestep, callback_kwargs) or {})
                     image_codes, text_codes = state["image_codes"], state["text_codes"]
                 progress_bar.update()
 
-        # 5. Read out; only an interrupted run has codes left to fill in from its last prediction
+        # 6. Read out; only an interrupted run has codes left to fill in from its last prediction
         images = texts = None
         if "image" in generated:
-            image_codes = torch.where(image_codes == image_mask_id, image_prediction, image_codes)
-            images = self.decode_images(image_codes, output_type)
+            image_codes = torch.where(image_codes == self.transformer.image_mask_id, image_prediction, image_codes)
+            kept = (pixels, masked_pixels) if composite else None
+            images = self.decode_images(image_codes, output_type, kept)
         if "text" in generated:
-            text_codes = torch.where(text_codes == text_mask_id, text_prediction, text_codes)
-            # The text ends at the first padding.
-            is_padding = (text_codes == self.transformer.text_pad_id).any(dim=-1).cumsum(dim=1) > 0  # (B, S/r)
-            text_codes = text_codes.masked_fill(is_padding[..., None], self.transformer.text_pad_id)
+            text_codes = torch.where(text_codes == self.transformer.text_mask_id, text_prediction, text_codes)
+            text_codes = self._pad_after_end(text_codes)
             texts = text_codes if output_type == "latent" else self.decode_texts(text_codes, tokens, forbidden_tokens)
 
         self.maybe_free_model_hooks()
@@ -308,17 +415,28 @@ class VQDiTPipeline(DiffusionPipeline):
     def check_inputs(
         self,
         prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
         image: PipelineImageInput | None,
         mask_image: PipelineImageInput | None,
+        image_position: tuple[int, int] | str | None,
+        strength: float | None,
+        composite: bool,
         output_modalities: tuple[str, ...] | None,
+        num_inference_steps: int,
+        num_text_inference_steps: int,
+        guidance_schedule: str,
+        guidance_interval: tuple[float, float],
         num_images_per_prompt: int,
+        num_prompts_per_image: int,
         output_type: str,
         callback_on_step_end_tensor_inputs: tuple[str, ...],
     ) -> None:
         """Raise on arguments that are wrong by themselves; sizes and lengths are checked where they are known."""
-        texts = prompt if _is_list(prompt) else [prompt]
-        if prompt is not None and not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"`prompt` must be a string or a list of strings, got {prompt!r}.")
+        # Types of what is given
+        for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            texts = value if _is_list(value) else [value]
+            if value is not None and not all(isinstance(text, str) for text in texts):
+                raise TypeError(f"`{name}` must be a string or a list of strings, got {value!r}.")
         for name, value in (("image", image), ("mask_image", mask_image)):
             pictures = value if _is_list(value) else [value]
             wrong = [x for x in pictures if not isinstance(x, (PIL.Image.Image, np.ndarray, torch.Tensor))]
@@ -327,8 +445,30 @@ class VQDiTPipeline(DiffusionPipeline):
                     f"`{name}` must be a PIL picture, an array, a tensor or a list of them, got"
                     f" {type(wrong[0]).__name__}. A file or an address is opened by `diffusers.utils.load_image`."
                 )
-        if mask_image is not None and image is None:
-            raise ValueError("`mask_image` says which part of `image` to generate: pass `image` as well.")
+
+        # Values
+        for name, value in (
+            ("num_inference_steps", num_inference_steps),
+            ("num_text_inference_steps", num_text_inference_steps),
+            ("num_images_per_prompt", num_images_per_prompt),
+            ("num_prompts_per_image", num_prompts_per_image),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
+        if guidance_schedule not in GUIDANCE_SCHEDULES:
+            raise ValueError(f"`guidance_schedule` must be one of {GUIDANCE_SCHEDULES}, got {guidance_schedule!r}.")
+        if image_position not in (None, "center") and not _is_pair(image_position, int, 0, float("inf")):
+            raise ValueError(
+                f'`image_position` must be "center" or a pair (left, top) of integers >= 0, got {image_position!r}.'
+            )
+        if strength is not None and not (isinstance(strength, Real) and 0 <= strength <= 1):
+            raise ValueError(f"`strength` must be a number in [0, 1], got {strength!r}.")
+        if not _is_pair(guidance_interval, Real, 0, 1) or guidance_interval[0] > guidance_interval[1]:
+            raise ValueError(
+                f"`guidance_interval` must be two times 0 <= low <= high <= 1, got {guidance_interval!r}."
+            )
         if output_modalities is not None and (
             isinstance(output_modalities, str) or not output_modalities or not set(output_modalities) <= {*MODALITIES}
         ):
@@ -336,31 +476,37 @@ class VQDiTPipeline(DiffusionPipeline):
                 "`output_modalities` must be one or both of 'image' and 'text', such as (\"image\",), got"
                 f" {output_modalities!r}."
             )
-        if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
-            raise ValueError(f"`num_images_per_prompt` must be an integer >= 1, got {num_images_per_prompt!r}.")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
         if not set(callback_on_step_end_tensor_inputs) <= set(self._callback_tensor_inputs):
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be of {self._callback_tensor_inputs}, got"
                 f" {callback_on_step_end_tensor_inputs}."
             )
 
-    def tokenize(self, prompts: list[str] | None, batch_size: int) -> PromptTokens:
+        # What does not go together
+        for name, value in (("mask_image", mask_image), ("image_position", image_position), ("strength", strength)):
+            if value is not None and image is None:
+                raise ValueError(f"`{name}` says what to do with `image`: pass `image` as well, or leave it out.")
+        if image_position is not None and strength is not None:
+            raise ValueError(
+                "`strength` needs a picture everywhere, and `image_position` leaves the canvas around it empty: pass"
+                " one of them, and the other in a second call."
+            )
+        if composite and ((mask_image is None and image_position is None) or output_type == "latent"):
+            raise ValueError(
+                "`composite` puts kept pixels back into a picture: pass `mask_image` or `image_position` with it, and"
+                f" an `output_type` other than 'latent', got {output_type!r}."
+            )
+        if 1 < num_images_per_prompt != num_prompts_per_image > 1:
+            raise ValueError(
+                "`num_images_per_prompt` and `num_prompts_per_image` are one number, of samples with an image and a"
+                f" text each, got {num_images_per_prompt} and {num_prompts_per_image}: pass one of them."
+            )
+
+    def tokenize(self, prompts: list[str] | None, batch_size: int, name: str = "prompt") -> PromptTokens:
         """
-        The tokens of the prompts: words, EOS, and PAD up to the context's length; all unknown without prompts.
-
-        Args:
-            prompts (`list[str]`, *optional*):
-                One for each item.
-            batch_size (`int`):
-                Number of items.
-
-        Returns:
-            `PromptTokens`: tensors of shape `(B, S)` on the execution device.
-
-        Raises:
-            `ValueError`: A prompt does not fit into the context, or holds `[PAD]` or `[EOS]`.
+        The tokens `(B, S)` of the prompts, one for each item: words, EOS, and PAD up to the context's length; all
+        unknown without prompts. `name` is what a `ValueError` calls a prompt that does not fit into the context, or
+        that holds `[PAD]` or `[EOS]`.
         """
         tokenizer = self.tokenizer
         mask_id, eos_id, pad_id = tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -371,7 +517,7 @@ class VQDiTPipeline(DiffusionPipeline):
             ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
             if eos_id in ids or pad_id in ids:
                 raise ValueError(
-                    f"`prompt` {prompt!r} holds {tokenizer.eos_token} or {tokenizer.pad_token}: leave them"
+                    f"`{name}` {prompt!r} holds {tokenizer.eos_token} or {tokenizer.pad_token}: leave them"
                     " out, the end of the text is added."
                 )
             is_open = ids[-1:] == [mask_id]
@@ -379,7 +525,7 @@ class VQDiTPipeline(DiffusionPipeline):
                 ids = [*ids, eos_id]
             if len(ids) > context_length:
                 raise ValueError(
-                    f"`prompt` {prompt!r} has {len(ids)} tokens{'' if is_open else ', the end of the text included'},"
+                    f"`{name}` {prompt!r} has {len(ids)} tokens{'' if is_open else ', the end of the text included'},"
                     f" but this model's context holds {context_length}: shorten it."
                 )
             input_ids[row, : len(ids)] = torch.tensor(ids)
@@ -398,33 +544,28 @@ class VQDiTPipeline(DiffusionPipeline):
         return text_codes.masked_fill(is_unknown[..., None], self.transformer.text_mask_id)
 
     def preprocess(
-        self, pictures: list[Any] | None, masks: list[Any] | None, height: int | None, width: int | None
-    ) -> tuple[torch.Tensor | None, torch.BoolTensor | None]:
+        self,
+        pictures: list[Any] | None,
+        masks: list[Any] | None,
+        height: int | None,
+        width: int | None,
+        batch_size: int = 1,
+        image_position: tuple[int, int] | str | None = None,
+        blank: bool = True,
+    ) -> tuple[torch.Tensor | None, torch.BoolTensor]:
         """
-        Pictures and masks to tensors of one size.
+        Pictures and masks, one for each item, to tensors of one size on the CPU: pixels `(B, 3, H, W)` in [-1, 1], and
+        masked pixels `(B, 1, H, W)`, True where to generate; without pictures `None`, and a mask of `batch_size` rows.
 
-        Masked pixels are blanked before anything else: pictures that differ under the mask alone are equal from here
-        on.
-
-        Args:
-            pictures (`list`, *optional*):
-                One PIL picture, array or tensor for each item.
-            masks (`list`, *optional*):
-                The same for masks.
-            height (`int`, *optional*):
-                Height to resize to; by default that of the pictures, which must then agree.
-            width (`int`, *optional*):
-                Width, likewise.
-
-        Returns:
-            `tuple`: pixels `(B, 3, H, W)` in [-1, 1] and masked pixels `(B, 1, H, W)`, True where to generate. `None`
-            for what is not given.
-
-        Raises:
-            `ValueError`: Sizes or numbers of channels do not fit.
+        They are resized to `height` x `width`, by default the size of the pictures, or placed on a canvas of that size
+        at `image_position`. With `blank`, masked pixels are blanked before anything else: pictures that differ under
+        the mask alone are equal from here on. A `ValueError` says which sizes or numbers of channels do not fit.
         """
         if pictures is None:
-            return None, None
+            factor, trained = self.vqvae.image_downsample_factor, self.transformer.config.sample_size
+            trained = (trained, trained) if isinstance(trained, int) else trained
+            size = self._choose_size(height, width, [side * factor for side in trained])
+            return None, torch.ones(batch_size, 1, *size, dtype=torch.bool)
         pixels = [self._picture_to_tensor(picture) for picture in pictures]  # of (1, 3, H, W)
         sizes = sorted({tuple(x.shape[2:]) for x in pixels})
         if len(sizes) > 1 and (height is None or width is None):
@@ -432,45 +573,65 @@ class VQDiTPipeline(DiffusionPipeline):
                 f"The pictures of `image` have the sizes (height, width) {sizes}: pass `height` and `width` to resize"
                 " them."
             )
-        size = (sizes[0][0] if height is None else height, sizes[0][1] if width is None else width)
-        self._check_size(*size)
+        if image_position is not None and height is None and width is None:
+            raise ValueError("`image_position` places `image` on a larger canvas: pass its `height` and `width`.")
+        size = self._choose_size(height, width, sizes[0])
         if masks is None:
-            return torch.cat([_resize(x, size) for x in pixels]), None
-
-        is_masked = [self._mask_to_tensor(mask) for mask in masks]  # of (1, 1, H, W)
+            is_masked = [torch.zeros_like(x[:, :1], dtype=torch.bool) for x in pixels]
+        else:
+            is_masked = [self._mask_to_tensor(mask) for mask in masks]  # of (1, 1, H, W)
         for x, mask in zip(pixels, is_masked, strict=True):
             if mask.shape != x[:, :1].shape:
                 raise ValueError(
                     "`mask_image` must have one channel and the size of `image`, (height, width) ="
                     f" {tuple(x.shape[2:])}, got (channels, height, width) = {tuple(mask.shape[1:])}."
                 )
-        pixels = [_resize(x.masked_fill(mask, 0), size) for x, mask in zip(pixels, is_masked, strict=True)]
+        if blank:
+            pixels = [x.masked_fill(mask, 0) for x, mask in zip(pixels, is_masked, strict=True)]
+        if image_position is not None:
+            margins = [self._margins(x.shape[2:], size, image_position) for x in pixels]
+            pixels = [F.pad(x, margin) for x, margin in zip(pixels, margins, strict=True)]
+            is_masked = [F.pad(mask, margin, value=True) for mask, margin in zip(is_masked, margins, strict=True)]
+        pixels = torch.cat([_resize(x, size) for x in pixels])
         # A resized pixel is masked if any of the pixels in it was. At its own size a mask stays as it is.
-        is_masked = [F.adaptive_max_pool2d(mask.float(), size) > 0 for mask in is_masked]
-        return torch.cat(pixels).masked_fill(torch.cat(is_masked), 0), torch.cat(is_masked)
+        is_masked = torch.cat([F.adaptive_max_pool2d(mask.float(), size) > 0 for mask in is_masked])
+        return pixels.masked_fill(is_masked, 0) if blank else pixels, is_masked
 
     def prepare_image_codes(
-        self,
-        pixels: torch.Tensor | None,
-        masked_pixels: torch.BoolTensor | None,
-        batch_size: int,
-        height: int | None,
-        width: int | None,
-    ) -> torch.LongTensor:
-        """Image codes `(B, h, w)` of the pictures; a code of which the mask touches a pixel is MASK."""
-        factor = self.vqvae.image_downsample_factor
+        self, pixels: torch.Tensor | None, masked_pixels: torch.BoolTensor
+    ) -> tuple[torch.LongTensor, torch.BoolTensor]:
+        """Image codes `(B, h, w)` of the pictures, and which are given: those of which the mask touches no pixel."""
+        is_masked = F.max_pool2d(masked_pixels.float(), self.vqvae.image_downsample_factor).squeeze(1).bool()
+        is_masked = is_masked.to(self._execution_device)  # (B, h, w)
         if pixels is None:
-            trained = self.transformer.config.sample_size
-            rows, columns = (trained, trained) if isinstance(trained, int) else trained
-            size = (rows * factor if height is None else height, columns * factor if width is None else width)
-            self._check_size(*size)
-            shape = (batch_size, size[0] // factor, size[1] // factor)
-            return torch.full(shape, self.transformer.image_mask_id, device=self._execution_device)
-        image_codes = self.vqvae.encode(image=pixels.to(self.vqvae.dtype)).image_codes
-        if masked_pixels is None:
-            return image_codes
-        is_masked = F.max_pool2d(masked_pixels.float(), factor).squeeze(1).bool()  # (B, h, w)
-        return image_codes.masked_fill(is_masked, self.transformer.image_mask_id)
+            return torch.full_like(is_masked, self.transformer.image_mask_id, dtype=torch.long), ~is_masked
+        pixels = pixels.float().to(is_masked.device, self.vqvae.dtype)
+        return self.vqvae.encode(image=pixels).image_codes, ~is_masked
+
+    def prepare_image_start(
+        self,
+        image_codes: torch.LongTensor,
+        image_given: torch.BoolTensor,
+        strength: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> tuple[torch.LongTensor, int]:
+        """
+        The image codes `(B, h, w)` with which a run begins, and the index of its first step in `scheduler.timesteps`
+        (their number if none is run): the one place that knows how much noise a `strength` means. Codes that are not
+        given are noised for the time of that step, and are all MASK by default.
+        """
+        mask_id, timesteps = self.transformer.image_mask_id, self.scheduler.timesteps
+        # The small term keeps products that are whole in exact arithmetic (0.29 * 100) from falling one short.
+        num_steps = len(timesteps) if strength is None else int(strength * len(timesteps) + 1e-9)
+        first_step = len(timesteps) - num_steps
+        if first_step == 0:  # time 1: nothing is drawn, so that this is plain generation, bit for bit
+            return image_codes.masked_fill(~image_given, mask_id), first_step
+        if num_steps > 0:
+            start = timesteps[first_step].expand(len(image_codes))
+            image_codes = self.scheduler.add_noise(
+                image_codes, start, mask_token_id=mask_id, frozen_mask=image_given, generator=generator
+            )
+        return image_codes, first_step
 
     # What is predicted
 
@@ -478,8 +639,10 @@ class VQDiTPipeline(DiffusionPipeline):
         self,
         image_codes: torch.LongTensor,
         text_codes: torch.LongTensor,
-        guides_image: bool = False,
-        guides_text: bool = False,
+        guidance_scale: float = 1.0,
+        text_guidance_scale: float = 1.0,
+        negative_text_codes: torch.LongTensor | None = None,
+        last_rows: dict[str, ForwardRows] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Logits of the clean codes, each modality guided by the other where asked.
@@ -488,43 +651,76 @@ class VQDiTPipeline(DiffusionPipeline):
         go through the transformer in one batch, three for each sample if both are guided.
 
         Args:
-            image_codes (`torch.LongTensor` of shape `(B, h, w)`):
-                Image codes and MASK.
-            text_codes (`torch.LongTensor` of shape `(B, S/r, G)`):
-                Text codes and MASK.
-            guides_image (`bool`, *optional*, defaults to `False`):
-                Whether the image is guided by the text.
-            guides_text (`bool`, *optional*, defaults to `False`):
-                Whether the text is guided by the image.
+            image_codes (`torch.LongTensor` of shape `(B, h, w)`): Image codes and MASK.
+            text_codes (`torch.LongTensor` of shape `(B, S/r, G)`): Text codes and MASK.
+            guidance_scale (`float`, *optional*, defaults to 1.0): Of the image by the text; off at 1 or below.
+            text_guidance_scale (`float`, *optional*, defaults to 1.0): Of the text by the image; off at 1 or below.
+            negative_text_codes (`torch.LongTensor` of shape `(B, S/r, G)`, *optional*): In place of unknown text.
+            last_rows (`dict[str, ForwardRows]`, *optional*): Those of the last prediction, brought up to date; a row
+                with the same codes is not computed again.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: raw logits `(B, h, w, V_x)` and `(B, S/r, G, V_y + 1)`.
         """
-        image_mask_id, text_mask_id = self.transformer.image_mask_id, self.transformer.text_mask_id
-        image_rows, text_rows = [image_codes], [text_codes]
-        if guides_image:
-            image_rows.append(image_codes)
-            text_rows.append(torch.full_like(text_codes, text_mask_id))
-        if guides_text:
-            image_rows.append(torch.full_like(image_codes, image_mask_id))
-            text_rows.append(text_codes)
-        num_rows = len(image_rows)
-        images, texts = torch.cat(image_rows), torch.cat(text_rows)
-        with self.transformer.cache_context("guidance"):
-            image_logits, text_logits = self.transformer(
+        rows = {} if last_rows is None else last_rows
+        inputs = {"both": (image_codes, text_codes)}
+        if guidance_scale > 1:
+            no_text = torch.full_like(text_codes, self.transformer.text_mask_id)
+            inputs["image"] = (image_codes, no_text if negative_text_codes is None else negative_text_codes)
+        if text_guidance_scale > 1:
+            inputs["text"] = (torch.full_like(image_codes, self.transformer.image_mask_id), text_codes)
+        self._forward_rows(inputs, rows)
+        image_logits, text_logits = rows["both"].image_logits, rows["both"].text_logits
+        if guidance_scale > 1:
+            unguided = rows["image"].image_logits
+            image_logits = unguided + guidance_scale * (image_logits - unguided)
+        if text_guidance_scale > 1:
+            unguided = rows["text"].text_logits
+            text_logits = unguided + text_guidance_scale * (text_logits - unguided)
+        return image_logits, text_logits
+
+    def _forward_rows(
+        self, inputs: dict[str, tuple[torch.LongTensor, torch.LongTensor]], rows: dict[str, ForwardRows]
+    ) -> None:
+        """Bring `rows` up to date with the image and text codes of each kind, in one batch of those that changed."""
+        if getattr(self.transformer, "is_cache_enabled", False):  # diffusers' caches need the same batch each time
+            rows.clear()
+        is_new = {}  # (B,) of each kind
+        for kind, (image_codes, text_codes) in inputs.items():
+            is_new[kind] = torch.ones(len(image_codes), dtype=torch.bool, device=image_codes.device)
+            if kind in rows:
+                is_new[kind] = (image_codes != rows[kind].image_codes).flatten(1).any(dim=1)
+                is_new[kind] |= (text_codes != rows[kind].text_codes).flatten(1).any(dim=1)
+            if is_new[kind].all():
+                rows.pop(kind, None)  # before there are others: logits are large
+        images, texts = (torch.cat([codes[i][is_new[kind]] for kind, codes in inputs.items()]) for i in range(2))
+        if len(images) == 0:
+            return
+        with self.transformer.cache_context("+".join(inputs)):
+            logits = self.transformer(
                 image_codes=images,
                 text_codes=texts,
-                image_timestep=_mask_rate(images, image_mask_id),
-                text_timestep=_mask_rate(texts, text_mask_id),
+                image_timestep=_mask_rate(images, self.transformer.image_mask_id),
+                text_timestep=_mask_rate(texts, self.transformer.text_mask_id),
                 return_dict=False,
             )
-        image_logits, text_logits = image_logits.chunk(num_rows), text_logits.chunk(num_rows)
-        image_output, text_output = image_logits[0], text_logits[0]
-        if guides_image:
-            image_output = image_logits[1] + self.guidance_scale * (image_output - image_logits[1])
-        if guides_text:
-            text_output = text_logits[-1] + self.text_guidance_scale * (text_output - text_logits[-1])
-        return image_output, text_output
+        self._num_forward_passes += 1
+        self._num_forward_rows += len(images)
+        counts = [int(new.sum()) for new in is_new.values()]
+        for kind, *computed in zip(inputs, *(x.split(counts) for x in (images, texts, *logits)), strict=True):
+            if kind in rows:
+                changed = zip(rows[kind], computed, strict=True)
+                computed = [last.index_put((is_new[kind],), new) for last, new in changed]
+            rows[kind] = ForwardRows(*computed)
+
+    def _guidance_at(self, index: int, timesteps: torch.Tensor, guidance_scale: float) -> float:
+        """The scale of guidance at a step of a schedule; 1 is none."""
+        low, high = torch.tensor(self._guidance_interval).to(timesteps)
+        if not low <= timesteps[index] <= high:
+            return 1.0
+        if self._guidance_schedule == "linear" and len(timesteps) > 1:
+            return 1 + (guidance_scale - 1) * index / (len(timesteps) - 1)
+        return guidance_scale
 
     def _forbidden_tokens(self, tokens: PromptTokens) -> torch.BoolTensor:
         """Tokens `(B, S, vocabulary)` that may not be generated: [MASK], and special ones in place of a word."""
@@ -546,15 +742,28 @@ class VQDiTPipeline(DiffusionPipeline):
             forbidden[:, :, 0, :pad_id] = forbidden_tokens
         return forbidden
 
+    def _pad_after_end(self, text_codes: torch.LongTensor) -> torch.LongTensor:
+        """Text codes `(B, S/r, G)` that end at the first padding."""
+        is_padding = (text_codes == self.transformer.text_pad_id).any(dim=-1).cumsum(dim=1) > 0  # (B, S/r)
+        return text_codes.masked_fill(is_padding[..., None], self.transformer.text_pad_id)
+
     # What is returned
 
     def decode_images(
-        self, image_codes: torch.LongTensor, output_type: str
+        self, image_codes: torch.LongTensor, output_type: str, kept: tuple[torch.Tensor, torch.Tensor] | None = None
     ) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
-        """Pictures of image codes `(B, h, w)`; see `output_type` of `__call__`."""
+        """
+        Pictures of image codes `(B, h, w)`, see `output_type` of `__call__`; with the pixels `(B, 3, H, W)` and masked
+        pixels `(B, 1, H, W)` of each item, unmasked pixels in their place.
+        """
         if output_type == "latent":
             return image_codes
-        return self.image_processor.postprocess(self.vqvae.decode(image_codes=image_codes).image, output_type)
+        images = (self.vqvae.decode(image_codes=image_codes).image * 0.5 + 0.5).clamp(0, 1)
+        if kept is not None:
+            kept = ((kept[0] * 0.5 + 0.5).float(), kept[1])
+            pixels, is_masked = (x.repeat_interleave(len(images) // len(x), dim=0).to(images.device) for x in kept)
+            images = torch.where(is_masked, images.float(), pixels)
+        return self.image_processor.postprocess(images, output_type)
 
     def decode_texts(
         self, text_codes: torch.LongTensor, tokens: PromptTokens, forbidden_tokens: torch.BoolTensor
@@ -577,35 +786,57 @@ class VQDiTPipeline(DiffusionPipeline):
         return tokens.unflatten(1, (-1, self.vqvae.text_downsample_factor))
 
     def _picture_to_tensor(self, picture: PIL.Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
-        """One picture to (1, 3, H, W) in [-1, 1]."""
+        """One picture to (1, 3, H, W) in [-1, 1], in float64: kept pixels come back as exactly what they were."""
         if not isinstance(picture, PIL.Image.Image) and (picture.ndim != 3 or not _is_float(picture)):
             raise ValueError(
                 "An `image` that is not PIL must hold floats in [0, 1], as an array (H, W, 3) or a tensor (3, H, W),"
                 f" got {picture.dtype} and shape {tuple(picture.shape)}. `PIL.Image.fromarray` reads arrays of bytes."
             )
-        pixels = self.image_processor.preprocess(picture).to(self._execution_device)
-        if pixels.shape[1] != self.vqvae.config.in_channels or pixels.abs().max() > 1:
+        pixels = self.image_processor.preprocess(picture).cpu().double()
+        if pixels.shape[1] != self.vqvae.config.in_channels or pixels.min() < 0 or pixels.max() > 1:
             raise ValueError(
                 f"`image` must have {self.vqvae.config.in_channels} channels, last in an array and first in a tensor,"
-                f" and values in [0, 1], got {pixels.shape[1]} channels and values up to {(pixels.max() + 1) / 2:g}."
+                f" and values in [0, 1], got {pixels.shape[1]} channels and values from {pixels.min():g} to"
+                f" {pixels.max():g}."
             )
-        return pixels
+        return 2 * pixels - 1
 
     def _mask_to_tensor(self, mask: PIL.Image.Image | np.ndarray | torch.Tensor) -> torch.BoolTensor:
         """One mask to (1, 1, H, W), True where it is white."""
         if not isinstance(mask, PIL.Image.Image) and not _is_float(mask) and mask.dtype not in (torch.bool, np.bool_):
             raise ValueError(f"A `mask_image` that is not PIL must hold floats in [0, 1] or bools, got {mask.dtype}.")
-        return self.mask_processor.preprocess(mask).to(self._execution_device) >= 0.5
+        return self.mask_processor.preprocess(mask).cpu() >= 0.5
 
-    def _check_size(self, height: int, width: int) -> None:
+    def _margins(
+        self, picture_size: tuple[int, int], size: tuple[int, int], image_position: tuple[int, int] | str
+    ) -> tuple[int, int, int, int]:
+        """What lies left, right, above and below of a picture (H, W) that is placed on a canvas of another size."""
+        (height, width), factor = picture_size, self.vqvae.image_downsample_factor
+        if image_position == "center":
+            left, top = (max(0, space) // 2 // factor * factor for space in (size[1] - width, size[0] - height))
+        else:
+            left, top = image_position
+        margins = (left, size[1] - width - left, top, size[0] - height - top)
+        if min(margins) < 0:
+            raise ValueError(
+                f"`image` of {height} x {width} pixels does not fit on a canvas of `height` x `width` = {size[0]} x"
+                f" {size[1]} at (left, top) = ({left}, {top}): pass a height of at least {top + height} and a width of"
+                f" at least {left + width}, or resize the picture first."
+            )
+        return margins
+
+    def _choose_size(self, height: int | None, width: int | None, default: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in pixels, checked."""
+        height, width = default[0] if height is None else height, default[1] if width is None else width
         multiple = self.vqvae.image_downsample_factor * self.transformer.config.patch_size
         if height % multiple or width % multiple or min(height, width) < 1:
             nearest = tuple(max(1, round(x / multiple)) * multiple for x in (height, width))
             raise ValueError(
                 f"Height and width must be multiples of {multiple} (the VQ-VAE's downsampling times the transformer's"
                 f" patch size), got {height} x {width} pixels. Pass `height={nearest[0]}, width={nearest[1]}`; a given"
-                " `image` is resized to it."
+                " `image` is resized to it, or placed on it by `image_position`."
             )
+        return height, width
 
 
 def _is_list(value: Any) -> bool:
@@ -617,11 +848,14 @@ def _is_float(array: np.ndarray | torch.Tensor) -> bool:
     return array.is_floating_point() if isinstance(array, torch.Tensor) else array.dtype.kind == "f"
 
 
-def _align(
-    prompt: str | list[str] | None, image: PipelineImageInput | None, mask_image: PipelineImageInput | None
-) -> tuple[list[str] | None, list[Any] | None, list[Any] | None, int]:
+def _is_pair(value: Any, number: type, low: float, high: float) -> bool:
+    """Whether `value` is two numbers of a type in [low, high]."""
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
+    return is_pair and all(isinstance(x, number) and low <= x <= high for x in value)
+
+
+def _align(**values: str | PipelineImageInput | list[str] | None) -> tuple[list[list[Any] | None], int]:
     """Lists of one length of what is given, single items repeated, and that length."""
-    values = {"prompt": prompt, "image": image, "mask_image": mask_image}
     lengths = {name: len(value) for name, value in values.items() if _is_list(value)}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
         raise ValueError(
@@ -630,7 +864,7 @@ def _align(
         )
     batch_size = next(iter(lengths.values()), 1)
     repeated = (list(value) if _is_list(value) else [value] * batch_size for value in values.values())
-    return *(None if items[0] is None else items for items in repeated), batch_size
+    return [None if items[0] is None else items for items in repeated], batch_size
 
 
 def _choose_modalities(output_modalities: tuple[str, ...] | None, image_is_open: bool, text_is_open: bool) -> set[str]:

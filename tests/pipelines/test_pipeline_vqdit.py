@@ -166,7 +166,7 @@ def test_guidance_at_one_or_below_is_off_and_one_forward(tiny_pipeline):
         ({}, (3, 1), ["", "text"]),
         ({}, (1, 3), ["", "image"]),
         ({}, (3, 3), ["", "text", "image"]),
-        ({"prompt": "a [MASK] circle", "image": picture(), "mask_image": LEFT_HALF}, (3, 3), ["", "text", "image"]),
+        ({"prompt": "a small [MASK]", "image": picture(), "mask_image": LEFT_HALF}, (3, 3), ["", "text", "image"]),
         ({"output_modalities": ("image",)}, (3, 3), [""]),
         ({"output_modalities": ("text",)}, (3, 3), [""]),
     ),
@@ -193,8 +193,7 @@ def test_guided_logits_are_extrapolated_from_those_without_the_condition(tiny_pi
     images = torch.randint(0, 33, (2, 8, 8), generator=generator())
     texts = torch.randint(0, 50, (2, 16, 1), generator=generator())
     no_image, no_text = torch.full_like(images, 32), torch.full_like(texts, 49)
-    tiny_pipeline._guidance_scale, tiny_pipeline._text_guidance_scale = 3.0, 2.0
-    image_logits, text_logits = tiny_pipeline.predict(images, texts, guides_image=True, guides_text=True)
+    image_logits, text_logits = tiny_pipeline.predict(images, texts, guidance_scale=3.0, text_guidance_scale=2.0)
 
     def forward(images, texts):
         rates = ((images == 32).float().mean((1, 2)), (texts == 49).float().mean((1, 2)))

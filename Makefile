@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.hf_vqdit_installed
 CODE := hf_vqdit training_scripts tests model_cards
 
+# Threads that wait for each other sleep: if they spin, as they would, a run beside other work is many times slower.
+export OMP_WAIT_POLICY := PASSIVE
+
 # Everything is named, so that accelerate asks for no configuration file and keeps every core (it would take one).
 NUM_CORES := $(shell getconf _NPROCESSORS_ONLN)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 MODALITIES = ("image", "text")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+JOINT_ORDERS = ("text_first", "image_first", "together")
 GUIDANCE_SCHEDULES = ("constant", "linear")
 
 
@@ -66,17 +67,17 @@ class VQDiTPipeline(DiffusionPipeline):
     comes back as the VQ-VAE reconstructs it (`composite=True` brings the pixels back); given words come back letter
     for letter.
 
-    | given | generated |
+    | call | generated |
     |---|---|
-    | `prompt` | image |
-    | `image` | text |
-    | nothing | image and text, a matching pair |
-    | nothing, `output_modalities=("image",)` or `("text",)` | one of them alone |
-    | `prompt`, `image`, `mask_image` | the white part of the image |
-    | `prompt`, `image`, `image_position`, `height`, `width` | the canvas around the image |
-    | `prompt` with `[MASK]`, `image` | the missing words |
-    | `prompt`, `image`, `strength` | the image, changed to fit the text |
-    | `image`, `strength`, `output_modalities=("image",)` | a variation of the image |
+    | `pipe("a red circle").images` | image |
+    | `pipe(image=image).texts` | text |
+    | `pipe(num_images_per_prompt=4)` | matching pairs: `.images` and `.texts` |
+    | `pipe(output_modalities=("image",))` or `("text",)` | one of them alone |
+    | `pipe("...", image, mask)` | the white part of the image |
+    | `pipe("...", image, image_position="center", height=64, width=64)` | the canvas around the image |
+    | `pipe("a [MASK] circle", image)` | the missing words |
+    | `pipe("...", image, strength=0.6)` | the image, changed to fit the text |
+    | `pipe(image=image, strength=0.6, output_modalities=("image",))` | a variation of the image |
 
     Without its `prompt` each of these generates the text as well, unless `output_modalities` says otherwise.
 
@@ -91,19 +92,6 @@ class VQDiTPipeline(DiffusionPipeline):
             Draws image codes. Order, temperature and the like are settings of its config.
         text_scheduler ([`MaskedDiffusionScheduler`], *optional*):
             Draws text codes; by default a copy of `scheduler`.
-
-    Example:
-
-    ```py
-    >>> import hf_vqdit
-
-    >>> pipe = hf_vqdit.VQDiTPipeline.from_pretrained("runs/quickstart/pipeline")
-    >>> image = pipe("a red circle above a blue square").images[0]  # text -> image
-    >>> caption = pipe(image=image).texts[0]  # image -> text
-    >>> output = pipe(num_images_per_prompt=4)  # pairs: output.images, output.texts
-    >>> image = pipe("a red circle", image=image, mask_image=mask).images[0]  # white parts of the mask anew
-    >>> caption = pipe("a [MASK] circle", image=image).texts[0]  # fill words
-    ```
     """
 
     # The VQ-VAE encodes before the transformer and decodes after it. This is the order of their last use, as in
@@ -180,6 +168,7 @@ class VQDiTPipeline(DiffusionPipeline):
         width: int | None = None,
         num_inference_steps: int = 16,
         num_text_inference_steps: int | None = None,
+        joint_order: str = "text_first",
         guidance_scale: float = 3.0,
         text_guidance_scale: float = 1.0,
         guidance_schedule: str = "constant",
@@ -213,14 +202,12 @@ class VQDiTPipeline(DiffusionPipeline):
                 What the picture is guided away from: it stands for the unknown caption in the guidance of the picture,
                 and nowhere else. Ignored, with a warning, where that guidance is off.
             image_position (`tuple[int, int]` or `"center"`, *optional*):
-                Outpainting: the (left, top) pixel of a canvas of `height` x `width` at which `image` is placed, not
-                resized; the canvas around it is generated. Codes that lie wholly inside the picture are kept, so a
-                position on the code grid keeps most; `"center"` is rounded to it.
+                Outpainting: the (left, top) pixel of a canvas of `height` x `width` where `image` lies, not resized.
+                Codes wholly inside it are kept, most if it lies on the code grid, as `"center"` does.
             strength (`float`, *optional*):
-                Generates the given image anew from a noised state, the white part of it where there is a `mask_image`
-                (of which, below 1, the hidden part is looked at): the last `strength` of the steps run, from the
-                codes masked for the time of the first of them. 0, or less than one step, returns the image as it is
-                encoded; 1 keeps nothing of it and is plain generation.
+                Generates the given image (with `mask_image` its white part) anew from a noised state: the last
+                `strength` of the steps run, from the codes masked for the time of the first of them. 0, or less than
+                one step, returns the image as it is encoded; 1 keeps nothing of it and is plain generation.
             composite (`bool`, *optional*, defaults to `False`):
                 Whether pixels that were given and not masked are put back into the generated pictures, exactly as
                 given (after resizing). Needs `mask_image` or `image_position`.
@@ -228,17 +215,18 @@ class VQDiTPipeline(DiffusionPipeline):
                 What to generate of `"image"` and `"text"`; by default everything that is not given. What is neither
                 given nor generated stays unknown.
             height (`int`, *optional*):
-                Height in pixels, to which `image` is resized if it is not placed by `image_position`. By default that
-                of `image`, or else the trained one.
+                Height in pixels, to which `image` is resized or which the canvas has; by default that of `image`, or
+                else the trained one.
             width (`int`, *optional*):
                 Width in pixels, likewise.
             num_inference_steps (`int`, *optional*, defaults to 16):
                 Number of steps of the image. A step calls the transformer once, or not at all if it has seen the same
                 codes before.
             num_text_inference_steps (`int`, *optional*):
-                Number of steps of the text; by default as many. Both begin together. The one with fewer steps ends
-                first and is a given condition for the rest, so with one step of text for many of the image the
-                caption is drawn first, then a picture of it.
+                Number of steps of the text; by default as many.
+            joint_order (`str`, *optional*, defaults to `"text_first"`):
+                Where both are generated: `"text_first"` draws the text, then the image given it; `"image_first"` the
+                other way round; `"together"` takes their steps side by side, until the one with fewer is done.
             guidance_scale (`float`, *optional*, defaults to 3.0):
                 Guidance of the picture by the caption: logits `u + guidance_scale * (o - u)`, with o given the caption
                 and u without it (Ho & Salimans 2022). Off at 1 or below. Each active guidance adds its rows to the
@@ -252,10 +240,10 @@ class VQDiTPipeline(DiffusionPipeline):
                 The times, from 1 (nothing known) down to 0, at which there is guidance (Kynkäänniemi 2024), both ends
                 included; at others the rows that it needs are not computed.
             num_images_per_prompt (`int`, *optional*, defaults to 1):
-                Samples for each item, also if the samples are captions; those of an item follow each other.
+                Samples for each item; those of an item follow each other.
             num_prompts_per_image (`int`, *optional*, defaults to 1):
-                The same number by its name for captions, if a text is generated. A sample has one image and one text,
-                so if both numbers are above 1 they must be equal; they are not multiplied.
+                The same number by its name for captions. A sample has one image and one text: the two are not
+                multiplied, and must be equal if both are above 1.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
                 One for the batch, or one for each sample; with a list, a sample does not depend on the others.
             output_type (`str`, *optional*, defaults to `"pil"`):
@@ -293,6 +281,7 @@ class VQDiTPipeline(DiffusionPipeline):
             output_modalities,
             num_inference_steps,
             num_text_inference_steps,
+            joint_order,
             guidance_schedule,
             guidance_interval,
             num_images_per_prompt,
@@ -319,7 +308,7 @@ class VQDiTPipeline(DiffusionPipeline):
         text_codes = self.prepare_text_codes(tokens)  # (B, S/r, G)
         is_noised = strength is not None and strength < 1
         pixels, masked_pixels = self.preprocess(
-            pictures, masks, height, width, num_items, image_position, not is_noised
+            pictures, masks, height, width, num_items, image_position, hide=not is_noised
         )
         image_codes, image_given = self.prepare_image_codes(pixels, masked_pixels)  # (B, h, w)
         if strength is not None and masks is None:
@@ -334,7 +323,8 @@ class VQDiTPipeline(DiffusionPipeline):
         )
 
         # 3. What is generated, and by what it is guided
-        text_given = text_codes != self.transformer.text_mask_id
+        image_mask_id, text_mask_id = self.transformer.image_mask_id, self.transformer.text_mask_id
+        text_given = text_codes != text_mask_id
         generated = _choose_modalities(output_modalities, not bool(image_given.all()), not bool(text_given.all()))
         if (strength is not None or composite) and "image" not in generated:
             raise ValueError("`strength` and `composite` need a generated image, and this call generates none.")
@@ -348,43 +338,52 @@ class VQDiTPipeline(DiffusionPipeline):
         forbidden_tokens = self._forbidden_tokens(tokens)  # (B, S, vocabulary)
         forbidden_codes = self._forbidden_text_codes(tokens, forbidden_tokens)  # (B, S/r, 1, V_y + 1)
 
-        # 4. Where each modality begins; the one with fewer steps ends first and is a condition from then on
+        # 4. Where and when each modality begins; the one that is done is a condition for the other
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         self.text_scheduler.set_timesteps(num_text_inference_steps, device=self._execution_device)
         image_codes, first_step = self.prepare_image_start(image_codes, image_given, strength, generator)
         image_timesteps = self.scheduler.timesteps[first_step:] if "image" in generated else ()
         text_timesteps = self.text_scheduler.timesteps if "text" in generated else ()
-        timesteps = max(image_timesteps, text_timesteps, key=len)
-        self._num_timesteps = len(timesteps)
+        image_start = len(text_timesteps) if joint_order == "text_first" else 0
+        text_start = len(image_timesteps) if joint_order == "image_first" else 0
+        self._num_timesteps = max(image_start + len(image_timesteps), text_start + len(text_timesteps))
 
         # 5. Denoise
         image_prediction, text_prediction = image_codes, text_codes
         step_kwargs = {"generator": generator, "return_dict": False}
         last_rows: dict[str, ForwardRows] = {}
         with self.progress_bar(total=self.num_timesteps) as progress_bar:
-            for step, timestep in enumerate(timesteps):
+            for step in range(self.num_timesteps):
                 if self.interrupt:
                     break
-                has_image_step, has_text_step = step < len(image_timesteps), step < len(text_timesteps)
+                image_step, text_step = step - image_start, step - text_start
+                has_image_step = 0 <= image_step < len(image_timesteps)
+                has_text_step = 0 <= text_step < len(text_timesteps)
+                # A condition of which nothing is known yet guides nowhere, and its rows would be computed for nothing.
+                knows_text = negative_codes is not None or bool((text_codes != text_mask_id).any())
                 scale = text_scale = 1.0
-                if guides_image and has_image_step:
-                    scale = self._guidance_at(first_step + step, self.scheduler.timesteps, self.guidance_scale)
-                if guides_text and has_text_step:
-                    text_scale = self._guidance_at(step, text_timesteps, self.text_guidance_scale)
-                image_logits, text_logits = self.predict(
-                    image_codes, text_codes, scale, text_scale, negative_codes, last_rows
-                )
+                if guides_image and has_image_step and knows_text:
+                    scale = self._guidance_at(first_step + image_step, self.scheduler.timesteps, self.guidance_scale)
+                if guides_text and has_text_step and bool((image_codes != image_mask_id).any()):
+                    text_scale = self._guidance_at(text_step, text_timesteps, self.text_guidance_scale)
+                predicted = self.predict(image_codes, text_codes, scale, text_scale, negative_codes, last_rows)
+                # Only now: guidance needs raw logits, -inf minus -inf is NaN.
+                image_logits, text_logits = predicted[0], predicted[1].masked_fill(forbidden_codes, -torch.inf)
+                if step == 0:  # what a run shows of a modality that had not begun when it was interrupted
+                    image_prediction, text_prediction = image_logits.argmax(dim=-1), text_logits.argmax(dim=-1)
                 if has_image_step:
+                    timestep = image_timesteps[image_step]
                     image_codes, image_prediction = self.scheduler.step(
-                        image_logits, image_timesteps[step], image_codes, frozen_mask=image_given, **step_kwargs
+                        image_logits, timestep, image_codes, frozen_mask=image_given, **step_kwargs
                     )
                 if has_text_step:
-                    # Only now: guidance needs raw logits, -inf minus -inf is NaN.
-                    text_logits = text_logits.masked_fill(forbidden_codes, -torch.inf)
+                    text_timestep = text_timesteps[text_step]
                     text_codes, text_prediction = self.text_scheduler.step(
-                        text_logits, text_timesteps[step], text_codes, frozen_mask=text_given, **step_kwargs
+                        text_logits, text_timestep, text_codes, frozen_mask=text_given, **step_kwargs
                     )
-                if step + 1 == len(text_timesteps):  # the image may go on, given the text as it is returned
+                    if not (has_image_step and len(image_timesteps) >= len(text_timesteps)):
+                        timestep = text_timestep
+                if text_step + 1 == len(text_timesteps):  # the image may go on, given the text as it is returned
                     text_codes = self._pad_after_end(text_codes)
 
                 if callback_on_step_end is not None:
@@ -397,11 +396,11 @@ class VQDiTPipeline(DiffusionPipeline):
         # 6. Read out; only an interrupted run has codes left to fill in from its last prediction
         images = texts = None
         if "image" in generated:
-            image_codes = torch.where(image_codes == self.transformer.image_mask_id, image_prediction, image_codes)
+            image_codes = torch.where(image_codes == image_mask_id, image_prediction, image_codes)
             kept = (pixels, masked_pixels) if composite else None
             images = self.decode_images(image_codes, output_type, kept)
         if "text" in generated:
-            text_codes = torch.where(text_codes == self.transformer.text_mask_id, text_prediction, text_codes)
+            text_codes = torch.where(text_codes == text_mask_id, text_prediction, text_codes)
             text_codes = self._pad_after_end(text_codes)
             texts = text_codes if output_type == "latent" else self.decode_texts(text_codes, tokens, forbidden_tokens)
 
@@ -424,6 +423,7 @@ class VQDiTPipeline(DiffusionPipeline):
         output_modalities: tuple[str, ...] | None,
         num_inference_steps: int,
         num_text_inference_steps: int,
+        joint_order: str,
         guidance_schedule: str,
         guidance_interval: tuple[float, float],
         num_images_per_prompt: int,
@@ -433,18 +433,14 @@ class VQDiTPipeline(DiffusionPipeline):
     ) -> None:
         """Raise on arguments that are wrong by themselves; sizes and lengths are checked where they are known."""
         # Types of what is given
-        for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            texts = value if _is_list(value) else [value]
-            if value is not None and not all(isinstance(text, str) for text in texts):
-                raise TypeError(f"`{name}` must be a string or a list of strings, got {value!r}.")
-        for name, value in (("image", image), ("mask_image", mask_image)):
-            pictures = value if _is_list(value) else [value]
-            wrong = [x for x in pictures if not isinstance(x, (PIL.Image.Image, np.ndarray, torch.Tensor))]
+        given = {"prompt": prompt, "negative_prompt": negative_prompt, "image": image, "mask_image": mask_image}
+        for name, value in given.items():
+            is_text = name.endswith("prompt")
+            types = str if is_text else (PIL.Image.Image, np.ndarray, torch.Tensor)
+            wrong = [x for x in (value if _is_list(value) else [value]) if not isinstance(x, types)]
             if value is not None and wrong:
-                raise TypeError(
-                    f"`{name}` must be a PIL picture, an array, a tensor or a list of them, got"
-                    f" {type(wrong[0]).__name__}. A file or an address is opened by `diffusers.utils.load_image`."
-                )
+                kind = "a string" if is_text else "a PIL picture (`diffusers.utils.load_image`), an array, a tensor"
+                raise TypeError(f"`{name}` must be {kind} or a list of them, got {type(wrong[0]).__name__}.")
 
         # Values
         for name, value in (
@@ -455,10 +451,13 @@ class VQDiTPipeline(DiffusionPipeline):
         ):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
-        if guidance_schedule not in GUIDANCE_SCHEDULES:
-            raise ValueError(f"`guidance_schedule` must be one of {GUIDANCE_SCHEDULES}, got {guidance_schedule!r}.")
+        for name, value, known in (
+            ("joint_order", joint_order, JOINT_ORDERS),
+            ("guidance_schedule", guidance_schedule, GUIDANCE_SCHEDULES),
+            ("output_type", output_type, OUTPUT_TYPES),
+        ):
+            if value not in known:
+                raise ValueError(f"`{name}` must be one of {known}, got {value!r}.")
         if image_position not in (None, "center") and not _is_pair(image_position, int, 0, float("inf")):
             raise ValueError(
                 f'`image_position` must be "center" or a pair (left, top) of integers >= 0, got {image_position!r}.'
@@ -551,15 +550,16 @@ class VQDiTPipeline(DiffusionPipeline):
         width: int | None,
         batch_size: int = 1,
         image_position: tuple[int, int] | str | None = None,
-        blank: bool = True,
+        hide: bool = True,
     ) -> tuple[torch.Tensor | None, torch.BoolTensor]:
         """
         Pictures and masks, one for each item, to tensors of one size on the CPU: pixels `(B, 3, H, W)` in [-1, 1], and
         masked pixels `(B, 1, H, W)`, True where to generate; without pictures `None`, and a mask of `batch_size` rows.
 
         They are resized to `height` x `width`, by default the size of the pictures, or placed on a canvas of that size
-        at `image_position`. With `blank`, masked pixels are blanked before anything else: pictures that differ under
-        the mask alone are equal from here on. A `ValueError` says which sizes or numbers of channels do not fit.
+        at `image_position`. With `hide`, masked pixels are replaced by what surrounds them before anything else:
+        pictures that differ under the mask alone are equal from here on. A `ValueError` says which sizes or numbers of
+        channels do not fit.
         """
         if pictures is None:
             factor, trained = self.vqvae.image_downsample_factor, self.transformer.config.sample_size
@@ -586,16 +586,16 @@ class VQDiTPipeline(DiffusionPipeline):
                     "`mask_image` must have one channel and the size of `image`, (height, width) ="
                     f" {tuple(x.shape[2:])}, got (channels, height, width) = {tuple(mask.shape[1:])}."
                 )
-        if blank:
-            pixels = [x.masked_fill(mask, 0) for x, mask in zip(pixels, is_masked, strict=True)]
         if image_position is not None:
             margins = [self._margins(x.shape[2:], size, image_position) for x in pixels]
             pixels = [F.pad(x, margin) for x, margin in zip(pixels, margins, strict=True)]
             is_masked = [F.pad(mask, margin, value=True) for mask, margin in zip(is_masked, margins, strict=True)]
+        if hide:
+            pixels = [_fill(x, mask) if mask.any() else x for x, mask in zip(pixels, is_masked, strict=True)]
         pixels = torch.cat([_resize(x, size) for x in pixels])
         # A resized pixel is masked if any of the pixels in it was. At its own size a mask stays as it is.
         is_masked = torch.cat([F.adaptive_max_pool2d(mask.float(), size) > 0 for mask in is_masked])
-        return pixels.masked_fill(is_masked, 0) if blank else pixels, is_masked
+        return pixels, is_masked
 
     def prepare_image_codes(
         self, pixels: torch.Tensor | None, masked_pixels: torch.BoolTensor
@@ -645,22 +645,12 @@ class VQDiTPipeline(DiffusionPipeline):
         last_rows: dict[str, ForwardRows] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Logits of the clean codes, each modality guided by the other where asked.
+        Raw logits of the clean codes, `(B, h, w, V_x)` and `(B, S/r, G, V_y + 1)`, from image codes `(B, h, w)` and
+        text codes `(B, S/r, G)` with MASK in them.
 
-        A guided modality is predicted once more with the other one wholly unknown, its given parts included; all rows
-        go through the transformer in one batch, three for each sample if both are guided.
-
-        Args:
-            image_codes (`torch.LongTensor` of shape `(B, h, w)`): Image codes and MASK.
-            text_codes (`torch.LongTensor` of shape `(B, S/r, G)`): Text codes and MASK.
-            guidance_scale (`float`, *optional*, defaults to 1.0): Of the image by the text; off at 1 or below.
-            text_guidance_scale (`float`, *optional*, defaults to 1.0): Of the text by the image; off at 1 or below.
-            negative_text_codes (`torch.LongTensor` of shape `(B, S/r, G)`, *optional*): In place of unknown text.
-            last_rows (`dict[str, ForwardRows]`, *optional*): Those of the last prediction, brought up to date; a row
-                with the same codes is not computed again.
-
-        Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: raw logits `(B, h, w, V_x)` and `(B, S/r, G, V_y + 1)`.
+        A modality that is guided (a scale above 1) is predicted once more with the other one wholly unknown, its given
+        parts included, or with `negative_text_codes` in place of the text. All rows go through the transformer in one
+        batch, but those whose codes are still those of `last_rows`, which is brought up to date.
         """
         rows = {} if last_rows is None else last_rows
         inputs = {"both": (image_codes, text_codes)}
@@ -878,6 +868,25 @@ def _choose_modalities(output_modalities: tuple[str, ...] | None, image_is_open:
             " of the image by a `mask_image` with white in it, of the text by [MASK] in the `prompt`."
         )
     return chosen
+
+
+def _fill(pixels: torch.Tensor, is_masked: torch.BoolTensor, num_rings: int = 4) -> torch.Tensor:
+    """
+    (B, C, H, W) with masked pixels (B, 1, H, W) replaced by what surrounds them: some rings pixel by pixel, the rest
+    from the picture at half its size. Blank ones would change codes all over: the encoder's group norms see them.
+    """
+    known = (~is_masked).to(pixels)
+    pixels = pixels * known
+    for _ in range(num_rings):
+        num_known = F.avg_pool2d(known, 3, stride=1, padding=1, divisor_override=1)
+        ring = F.avg_pool2d(pixels, 3, stride=1, padding=1, divisor_override=1) / num_known.clamp(min=1)
+        pixels, known = torch.where(known > 0, pixels, ring), (num_known > 0).to(pixels)
+    if known.all() or max(pixels.shape[2:]) == 1:
+        return pixels
+    share_known = F.avg_pool2d(known, 2, ceil_mode=True)
+    half = F.avg_pool2d(pixels, 2, ceil_mode=True) / torch.where(share_known > 0, share_known, 1)
+    half = _fill(half, share_known == 0, num_rings)
+    return torch.where(known > 0, pixels, F.interpolate(half, pixels.shape[2:]))
 
 
 def _resize(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

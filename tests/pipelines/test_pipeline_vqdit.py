@@ -86,9 +86,8 @@ def test_the_given_modality_never_changes(tiny_pipeline):
 def test_an_inpainted_picture_keeps_every_code_outside_the_mask(tiny_pipeline):
     mask = rectangle(5, 9, 20, 14)
     images, _ = codes_of(tiny_pipeline, prompt=PROMPT, image=picture(), mask_image=mask, generator=generator())
-    blanked = np.where(np.asarray(mask)[..., None] > 0, 127.5, np.asarray(picture())) / 255
-    pixels = torch.from_numpy(blanked).permute(2, 0, 1)[None].float() * 2 - 1
-    kept = tiny_pipeline.vqvae.encode(image=pixels).image_codes
+    pixels, _ = tiny_pipeline.preprocess([picture()], [mask], None, None)
+    kept = tiny_pipeline.vqvae.encode(image=pixels.float()).image_codes
     is_masked = torch.zeros(1, 8, 8, dtype=torch.bool)
     is_masked[:, 1:5, 2:4] = True  # the cells of 4 x 4 pixels that it touches
     assert torch.equal(images[~is_masked], kept[~is_masked])
@@ -102,12 +101,21 @@ def test_every_code_that_the_mask_touches_is_generated(tiny_pipeline):
 
 
 @pytest.mark.parametrize("size", ((32, 32), (24, 40), (64, 64)))
-def test_masked_pixels_are_blank_before_the_encoder_sees_them(tiny_pipeline, size):
-    pixels, is_masked = tiny_pipeline.preprocess([picture()], [rectangle(5, 0, 21, 18)], *size)
-    is_masked = is_masked.expand_as(pixels)
-    assert (pixels[is_masked] == 0).all() and (pixels[~is_masked] != 0).any()
-    share = 16 / 32 * 18 / 32
-    assert share <= is_masked.float().mean() <= share + 2 / min(size)
+def test_masked_pixels_are_what_surrounds_them_before_the_encoder_sees_them(tiny_pipeline, size):
+    red_left = PIL.Image.new("RGB", (32, 32), "white")
+    red_left.paste("red", (0, 0, 16, 32))
+    hidden = PIL.Image.composite(picture(), red_left, rectangle(4, 0, 28, 32))  # all but the edges
+    pixels, is_masked = tiny_pipeline.preprocess([hidden], [rectangle(4, 0, 28, 32)], *size)
+    left, right = pixels.tensor_split(2, dim=3)
+    assert left[..., :2].double().allclose(torch.tensor([1.0, -1, -1]).view(3, 1, 1).double(), atol=0.05)
+    assert (right[..., -2:] > 0.95).all()
+    assert left[:, 0].min() > 0.9 and left[:, 1].mean() < -0.5 and right.mean() > 0.5  # red goes on, and so does white
+    assert 24 / 32 <= is_masked.float().mean() <= 24 / 32 + 2 / min(size)
+
+
+def test_a_picture_that_is_masked_whole_is_gray(tiny_pipeline):
+    pixels, is_masked = tiny_pipeline.preprocess([picture()], [rectangle(0, 0, 32, 32)], None, None)
+    assert is_masked.all() and not pixels.any()
 
 
 @pytest.mark.parametrize("size", ({}, {"height": 24, "width": 40}, {"height": 64, "width": 64}))
@@ -174,7 +182,7 @@ def test_guidance_at_one_or_below_is_off_and_one_forward(tiny_pipeline):
 def test_guidance_adds_a_row_in_which_the_condition_is_unknown(tiny_pipeline, given, scales, unknown):
     calls = watch_transformer(tiny_pipeline)
     arguments = {"guidance_scale": scales[0], "text_guidance_scale": scales[1], "generator": generator()}
-    tiny_pipeline(**given, **arguments, num_inference_steps=3)
+    tiny_pipeline(**given, **arguments, joint_order="together", num_inference_steps=3)
     assert len(calls) == 3
     for call in calls:
         assert len(call["image_codes"]) == len(unknown)
@@ -387,8 +395,8 @@ BYTES = np.zeros((32, 32, 3), dtype=np.uint8)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     (
-        ({"prompt": 3}, TypeError, "`prompt` must be a string.*got 3"),
-        ({"prompt": [PROMPT, None]}, TypeError, "`prompt` must be a string"),
+        ({"prompt": 3}, TypeError, "`prompt` must be a string or a list of them, got int"),
+        ({"prompt": [PROMPT, None]}, TypeError, "`prompt` must be a string or a list of them, got NoneType"),
         ({"prompt": "one word after another " * 9}, ValueError, r"has \d+ tokens.*holds 16: shorten"),
         ({"prompt": "red [EOS] circle"}, ValueError, r"holds \[EOS\]"),
         ({"prompt": []}, ValueError, "at least 1"),
@@ -412,7 +420,9 @@ BYTES = np.zeros((32, 32, 3), dtype=np.uint8)
         ({"width": 0}, ValueError, "got 32 x 0"),
         ({"image": picture(size=(30, 32))}, ValueError, "got 30 x 32 pixels.*height=32, width=32"),
         ({"image": [picture(), picture(size=(40, 40))]}, ValueError, r"\(32, 32\), \(40, 40\).*`height` and `width`"),
-        ({"image": "cat.png"}, TypeError, "got str.*load_image"),
+        ({"image": "cat.png"}, TypeError, "`image` must be a PIL picture.*load_image.*, an array, a tensor.*got str"),
+        ({"image": [picture(), 3]}, TypeError, "`image` must be.*or a list of them, got int"),
+        ({"image": picture(), "mask_image": "mask.png"}, TypeError, "`mask_image` must be.*load_image.*got str"),
         ({"image": BYTES}, ValueError, "uint8"),
         ({"image": torch.rand(4, 32, 32)}, ValueError, "3 channels.*got 4 channels"),
         ({"image": torch.rand(3, 32, 32) * 255}, ValueError, r"values in \[0, 1\]"),

@@ -49,9 +49,14 @@ def codes_of(pipeline, **arguments):
 def test_a_linear_schedule_grows_from_no_guidance_to_the_scale(tiny_pipeline, monkeypatch):
     calls, scales = watch_transformer(tiny_pipeline), watch_scales(tiny_pipeline, monkeypatch)
     settings = {"guidance_schedule": "linear", "guidance_scale": 5.0, "text_guidance_scale": 3.0}
-    codes_of(tiny_pipeline, **settings, num_text_inference_steps=3)
+    codes_of(tiny_pipeline, **settings, num_text_inference_steps=3, joint_order="together")
     assert scales == [(1, 1), (2, 2), (3, 3), (4, 1), (5, 1)]  # each over its own steps, and off after them
     assert [len(call["image_codes"]) for call in calls] == [1, 3, 3, 2, 2]
+    image_scales, text_scales = [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1)], [(1, 1), (1, 2), (1, 3)]
+    for order, expected in (("text_first", text_scales + image_scales), ("image_first", image_scales + text_scales)):
+        scales.clear()
+        codes_of(tiny_pipeline, **settings, num_text_inference_steps=3, joint_order=order)
+        assert scales == expected
 
 
 def test_a_linear_schedule_is_one_of_the_scheduler_wherever_the_run_begins(tiny_pipeline, monkeypatch):
@@ -65,9 +70,14 @@ def test_a_linear_schedule_is_one_of_the_scheduler_wherever_the_run_begins(tiny_
 @pytest.mark.parametrize(("interval", "guided"), (((0.4, 0.8), [1, 2, 3]), ((0.0, 0.3), [4]), ((1.0, 1.0), [0])))
 def test_guidance_acts_inside_its_interval_and_costs_nothing_outside(tiny_pipeline, monkeypatch, interval, guided):
     calls, scales = watch_transformer(tiny_pipeline), watch_scales(tiny_pipeline, monkeypatch)
-    codes_of(tiny_pipeline, text_guidance_scale=2.0, guidance_interval=interval)
+    settings = {"text_guidance_scale": 2.0, "guidance_interval": interval}
+    codes_of(tiny_pipeline, **settings, joint_order="together")
     assert scales == [(3, 2) if step in guided else (1, 1) for step in range(5)]
     assert [len(call["image_codes"]) for call in calls] == [3 if step in guided else 1 for step in range(5)]
+    scales.clear()
+    codes_of(tiny_pipeline, **settings)  # the times are those of each modality
+    assert [text_scale for _, text_scale in scales] == [2 if step in guided else 1 for step in range(5)] + [1] * 5
+    assert [scale for scale, _ in scales] == [1] * 5 + [3 if step in guided else 1 for step in range(5)]
 
 
 def test_an_interval_holds_the_times_at_its_ends(tiny_pipeline, monkeypatch):
@@ -111,7 +121,7 @@ def test_a_callback_may_turn_guidance_off_and_on(tiny_pipeline):
 
 def test_a_negative_prompt_stands_for_the_unknown_text_where_the_image_is_guided(tiny_pipeline):
     calls = watch_transformer(tiny_pipeline)
-    codes_of(tiny_pipeline, negative_prompt="a blue star", text_guidance_scale=2.0)
+    codes_of(tiny_pipeline, negative_prompt="a blue star", text_guidance_scale=2.0, joint_order="together")
     negative = tiny_pipeline.prepare_text_codes(tiny_pipeline.tokenize(["a blue star"], 1))
     for call in calls:
         both, guides_image, guides_text = call["text_codes"]
@@ -119,6 +129,10 @@ def test_a_negative_prompt_stands_for_the_unknown_text_where_the_image_is_guided
         assert call["text_timestep"][1] == 0
         assert torch.equal(call["image_codes"][0], call["image_codes"][1])
         assert call["image_timestep"][2] == 1
+    calls.clear()
+    codes_of(tiny_pipeline, negative_prompt="a blue star", num_text_inference_steps=2)  # the text first, by itself
+    assert [len(call["text_codes"]) for call in calls] == [1] * 2 + [2] * 5
+    assert all(torch.equal(call["text_codes"][1], negative[0]) for call in calls[2:])
 
 
 def test_a_negative_prompt_pushes_the_image_away_from_it(tiny_pipeline):
@@ -197,7 +211,7 @@ def test_the_number_of_pairs_has_two_names_and_is_not_a_product(tiny_pipeline, n
         ({"guidance_interval": (-0.1, 0.2)}, ValueError, r"0 <= low <= high <= 1, got \(-0.1"),
         ({"guidance_interval": 0.5}, ValueError, "`guidance_interval`.*got 0.5"),
         ({"guidance_interval": (0.1, 0.2, 0.3)}, ValueError, "`guidance_interval`.*two times"),
-        ({"negative_prompt": 3}, TypeError, "`negative_prompt` must be a string.*got 3"),
+        ({"negative_prompt": 3}, TypeError, "`negative_prompt` must be a string or a list of them, got int"),
         ({"negative_prompt": "one word after another " * 9}, ValueError, r"`negative_prompt` .*has \d+ tokens"),
         ({"negative_prompt": "red [EOS]"}, ValueError, r"`negative_prompt` 'red \[EOS\]' holds \[EOS\]"),
         ({"prompt": [PROMPT] * 2, "negative_prompt": ["a", "b", "c"]}, ValueError, "'negative_prompt': 3"),

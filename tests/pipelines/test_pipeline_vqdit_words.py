@@ -135,6 +135,27 @@ def test_padding_is_forbidden_before_the_last_given_word_and_final_after_it(tiny
     assert is_padding.any() and not is_padding.all()
 
 
+@pytest.mark.parametrize("codec", TEXT_CODECS)
+def test_a_text_that_an_interrupted_run_did_not_begin_keeps_to_the_same_rules(tiny_pipeline, codec):
+    pipeline = with_text_codec(tiny_pipeline, **TEXT_CODECS[codec])
+    prompt = "a [MASK] circle [MASK] here"
+    tokens = pipeline.tokenize([prompt], 1)
+    given = pipeline.prepare_text_codes(tokens)
+    is_given = given != pipeline.transformer.text_mask_id
+
+    def stop(pipeline, step, timestep, callback_kwargs):
+        pipeline._interrupt = True
+        return {}
+
+    for unwanted in (pipeline.transformer.text_pad_id, pipeline.tokenizer.mask_token_id):
+        favour_text_code(pipeline, unwanted)
+        settings = {"joint_order": "image_first", "callback_on_step_end": stop}
+        codes = text_codes_of(pipeline, prompt=prompt, **settings, generator=generator())
+        assert torch.equal(codes[is_given], given[is_given])
+        text = pipeline(prompt, **settings, generator=generator()).texts[0]
+        assert text.startswith("a") and " circle" in text and text.endswith(" here") and "[" not in text
+
+
 def test_a_text_is_cut_at_its_end_token(tiny_pipeline):
     pipeline = with_text_codec(tiny_pipeline, "identity")
     ids = pipeline.tokenizer(PROMPT).input_ids

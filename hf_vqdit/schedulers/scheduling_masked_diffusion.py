@@ -87,10 +87,11 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     - `"cap"`: min(eta, sigma_max).
     - `"rescale"`: eta sigma_max.
-    - `"confidence"`: sigma_i = sigma_max min(1, eta softmax_i(-psi)) over the row's codes i that may be taken back,
-      where psi_i is the probability that the prediction gave code i when it was decoded: about eta sigma_max codes a
-      step, whatever their number. For a MASK, sigma is the mean of its row's sigma_i. (The paper's is 0 there, and the
-      sample falls behind its mask rate.)
+    - `"confidence"`: sigma_max min(1 / e, eta / (n a)) for a MASK, and this times w_i for a code i that may be taken
+      back, where w_i is exp(-psi_i) over its mean in the row, and psi_i the probability that the prediction gave the
+      code when it was decoded. As n a of these codes are expected, some eta sigma_max are taken back a step, and with
+      eta = 1 their sigma are the paper's sigma_max softmax(-psi). (For a MASK the paper's is 0: masks pile up.) The
+      bound 1 / e keeps sigma_max w_i legal.
     - `"loop"`: the run goes down the mask schedule until a = `loop_alpha`, stays there from `loop_start` to `loop_end`
       of its time, with sigma = min(eta, sigma_max), and then goes on to the end; outside of the loop sigma is 0.
       `mask_rate` and `alpha` do not know of it: the network is told the masks it sees.
@@ -487,12 +488,11 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         if self.config.remasking == "loop":
             is_looping = self.config.loop_end < self._time(index) / self._start_time <= self.config.loop_start
             return min(eta, sigma_max) if is_looping else 0.0
-        # The softmax of numbers in [-1, 0], written out: over a row that has nothing to remask it would be NaN.
-        weights = (-self._confidences).exp() * is_remaskable
-        shares = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)
-        sigma = sigma_max * (eta * shares).clamp(max=1)
-        mean = sigma.sum(dim=1, keepdim=True) / is_remaskable.sum(dim=1, keepdim=True).clamp(min=1)
-        return torch.where(is_remaskable, sigma, mean)
+        expected_known = self._start_num_masks[:, None].double() * (known_rate / start_rate)  # (B, 1), n a
+        mean = sigma_max * (eta / expected_known).clamp(max=1 / math.e)  # (B, 1)
+        weights = (-self._confidences).exp() * is_remaskable  # in [1 / e, 1]; no softmax, over nothing it is NaN
+        mean_weight = weights.sum(dim=1, keepdim=True) / is_remaskable.sum(dim=1, keepdim=True)
+        return mean * torch.where(is_remaskable, weights / mean_weight, 1.0)
 
     def _choose_remasked(
         self,
@@ -504,7 +504,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         """(B, L): for the orders by count, at most `target` (B,) codes a row."""
         if self.config.remasking is None:
             return torch.zeros_like(is_remaskable)
-        expected = (sigma * is_remaskable).sum(dim=1)  # (B,)
+        expected = (sigma * is_remaskable.double()).sum(dim=1)  # (B,)
         uniform = _rand((len(target), 1), generator, target.device, torch.float64, needed=is_remaskable.any(dim=1))
         counts = (expected + uniform.squeeze(1)).floor().long()
         counts = counts.minimum(target).minimum(is_remaskable.sum(dim=1))

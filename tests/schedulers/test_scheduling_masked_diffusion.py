@@ -223,6 +223,43 @@ def test_choice_noise_grows_with_its_temperature_and_falls_with_the_mask_rate():
     assert hits[1000.0, 0] < hits[2.0, 0] < hits[2.0, 50] < 1
 
 
+@pytest.mark.parametrize("order", ("ancestral", "confidence", "random"))
+@pytest.mark.parametrize("begin", (0, 3))
+def test_the_plain_orders_draw_as_they_are_written_out_here(run, noisy_model, order, begin):
+    # What was published with a seed comes back: which uniforms are drawn, and in which order, is part of the contract.
+    num_steps, temperature, choice_temperature = 8, 0.7, 2.5
+    scheduler = MaskedDiffusionScheduler(order=order, temperature=temperature, choice_temperature=choice_temperature)
+    start = torch.full((3, 20), 9)
+    start[1, :7], start[2, 5:] = 3, 5
+    trace = run(scheduler, noisy_model(9), start, num_steps, generator(3), begin=begin)
+    own, sample, rates = (
+        generator(3),
+        start,
+        [math.sin(math.pi / 2 * (1 - k / num_steps)) for k in range(num_steps + 1)],
+    )
+    for k in range(begin, num_steps):
+        code_uniform, choice_uniform = (torch.rand(3, 20, generator=own, dtype=torch.float64) for _ in range(2))
+        logits, after = noisy_model(9)(sample), sample.clone()
+        for row in range(3):
+            masked, scores = (sample[row] == 9).nonzero().flatten().tolist(), {}
+            for i in masked:
+                cdf = (logits[row, i] / temperature).softmax(-1).cumsum(-1)
+                after[row, i] = (cdf <= code_uniform[row, i]).sum()
+                scores[i] = choice_uniform[row, i].item()
+                if order == "confidence":
+                    gumbel = -math.log(-math.log(scores[i]))
+                    confidence = logits[row, i].log_softmax(-1)[after[row, i]].item()
+                    scores[i] = confidence + choice_temperature * rates[k] * gumbel
+            num_left = math.floor((start[row] == 9).sum().item() * rates[k + 1] / rates[begin] + 1e-9)
+            if order == "ancestral":
+                left = [i for i in masked if scores[i] >= (rates[k] - rates[k + 1]) / rates[k]]
+            else:
+                left = sorted(masked, key=scores.get)[:num_left]
+            after[row, left] = 9
+        sample = after
+        assert torch.equal(sample, trace[k + 1 - begin])
+
+
 # Sampling: what a code becomes
 
 
@@ -313,11 +350,13 @@ def test_with_a_list_of_generators_a_row_does_not_depend_on_the_batch(run, noisy
         assert torch.equal(together[row : row + 1], alone)
 
 
-def test_a_row_without_masks_leaves_its_generator_alone(run, noisy_model):
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("remasking", (None, "rescale"))
+def test_a_row_without_masks_leaves_its_generator_alone(run, noisy_model, order, remasking):
     start = torch.tensor([[9, 9], [1, 2]])
     own = generators(1, 2)
     before = own[1].get_state()
-    run(MaskedDiffusionScheduler(), noisy_model(9), start, 3, own)
+    run(MaskedDiffusionScheduler(order=order, remasking=remasking), noisy_model(9), start, 3, own)
     assert torch.equal(own[1].get_state(), before)
     assert not torch.equal(own[0].get_state(), generator(1).get_state())
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
-"""Masked (absorbing-state) diffusion over discrete codes: one corruption, three ways to undo it."""
+"""Masked (absorbing-state) diffusion over discrete codes: one corruption, and the ways to undo it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from dataclasses import dataclass
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 MASK_SCHEDULES = ("cosine", "linear", "arccos")
-ORDERS = ("ancestral", "confidence", "random")
+ORDERS = ("ancestral", "confidence", "random", "halton")
+# The ways to remask, and the strengths at which their paper (ReMDM, Wang 2025) runs them.
+REMASKING_ETAS = {"cap": 0.008, "rescale": 0.015, "confidence": 1.0, "loop": 0.02}
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -22,7 +27,7 @@ class MaskedDiffusionSchedulerOutput(BaseOutput):
 
     Args:
         prev_sample (`torch.LongTensor` of shape `(B, ...)`):
-            The codes after the step, some of them still MASK, except after the last step.
+            The codes after the step, some of them still (or again) MASK, except after the last step.
         pred_original_sample (`torch.LongTensor` of shape `(B, ...)`):
             The clean codes as drawn in this step: `sample` where it was known, a draw from the prediction elsewhere.
     """
@@ -56,31 +61,90 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     - `"confidence"`: a fixed number for each row, those with the highest `log p(drawn code) + choice_temperature *
       mask_rate(t) * Gumbel noise` (MaskGIT).
     - `"random"`: the same number, at random positions.
+    - `"halton"`: the same number, in the order in which the points of the Halton sequence with bases 2 and 3 fall into
+      the cells of the grid (Halton-MaskGIT, Besnier 2025): codes decoded together lie far apart, where they depend
+      little on each other. The grid is h x w for a sample of shape `(B, h, w)`, S/r x G for text; in any other shape
+      the codes form a line, on which this is the van der Corput sequence of base 2.
 
     The orders by count leave `floor(n * mask_rate(s) / mask_rate(t_0))` codes MASK, where n of the row's codes were
     MASK at the run's first step and t_0 is the time of that step (1 unless a run starts in the middle). A row with
     fewer masks than there are steps has steps that decode nothing. The last step always decodes everything.
+
+    With `block_length` the orders by count go from left to right, block by block (semi-autoregressive decoding: LLaDA,
+    Nie 2025): the number of codes a step decodes is the same, but they come from the first block that holds a MASK,
+    and from the next only when that one is complete.
+
+    **Remasking.** A code decoded too early may be taken back. Let a = 1 - m(t) / m(t_0) and b = 1 - m(s) / m(t_0) be
+    the probabilities that a code which was MASK at t_0 is known at t and at s: alpha, if t_0 is 1. Every sigma in
+    [0, sigma_max], sigma_max = min(1, (1 - b) / a), gives a posterior of the same corruption (ReMDM, Wang 2025):
+
+        q(x_s = MASK | x_t = x_0)  = sigma
+        q(x_s = x_0  | x_t = MASK) = (b - (1 - sigma) a) / (1 - a) = (m(t) - m(s) + sigma (m(t_0) - m(t))) / m(t)
+
+    since a (1 - sigma) + (1 - a) q(x_s = x_0 | x_t = MASK) = b. Only codes decoded in this run are taken back, never
+    given ones nor others that were known at its first step, and none in its last step, where sigma_max is 0. With
+    eta = `remasking_eta`, `remasking` sets sigma:
+
+    - `"cap"`: min(eta, sigma_max).
+    - `"rescale"`: eta sigma_max.
+    - `"confidence"`: sigma_max min(1 / e, eta / (n a)) for a MASK, and this times w_i for a code i that may be taken
+      back, where w_i is exp(-psi_i) over its mean in the row, and psi_i the probability that the prediction gave the
+      code when it was decoded. As n a of these codes are expected, some eta sigma_max are taken back a step, and with
+      eta = 1 their sigma are the paper's sigma_max softmax(-psi). (For a MASK the paper's is 0: masks pile up.) The
+      bound 1 / e keeps sigma_max w_i legal.
+    - `"loop"`: the run goes down the mask schedule until a = `loop_alpha`, stays there from `loop_start` to `loop_end`
+      of its time, with sigma = min(eta, sigma_max), and then goes on to the end; outside of the loop sigma is 0.
+      `mask_rate` and `alpha` do not know of it: the network is told the masks it sees.
+
+    `order="ancestral"` follows these probabilities for each code. The orders by count keep their counts exactly: a
+    step remasks m of the codes that may be taken back, and decodes m more of the positions that were MASK before it.
+    Those just remasked, for which the network was not asked, wait for the next step. m is the sum of the codes' sigma,
+    rounded up or down at random so that its mean is kept; that sigma is at most sigma_max keeps m within the masks
+    that are to remain. Which m is random; with `"confidence"` it is those of lowest psi.
 
     Probabilities and noise are computed in float64: Gumbel noise from float32 uniforms ends at 16.6 and quietly lowers
     the temperature. A code is drawn by inverting the cumulative distribution at one uniform for each position. With a
     list of generators a row draws from its own alone, and a row without a MASK draws nothing: what is sampled for a
     row does not depend on the rest of the batch.
 
-    Time runs from 0 (clean) to 1 (all MASK). `scheduler.order` is diffusers' attribute of that name (1: one model call
-    a step); the order of decoding is `scheduler.config.order`.
+    Time runs from 0 (clean) to 1 (all MASK). A run may begin at any of `timesteps`, with a sample that [`add_noise`]
+    made for that time. `scheduler.order` is diffusers' attribute of that name (1: one model call a step); the order of
+    decoding is `scheduler.config.order`.
 
     Args:
         mask_schedule (`str`, *optional*, defaults to `"cosine"`):
             The mask rate at time t. `"linear"`: t. `"cosine"`: sin(pi t / 2) (MaskGIT). `"arccos"`:
             (2 / pi) arccos(1 - t) (Halton-MaskGIT, Besnier 2025).
         order (`str`, *optional*, defaults to `"confidence"`):
-            `"ancestral"`, `"confidence"` or `"random"`, see above.
+            `"ancestral"`, `"confidence"`, `"random"` or `"halton"`, see above.
         temperature (`float`, *optional*, defaults to 1.0):
             Divides the logits before a code is drawn; 0 takes the most probable code. The confidence is that of the
-            undivided logits.
+            undivided, unfiltered logits.
         choice_temperature (`float`, *optional*, defaults to 1.0):
             Scale of the Gumbel noise of the confidence order. It is multiplied by the mask rate, so that it falls as
             the sample fills. 0 decodes the most confident codes first.
+        top_k (`int`, *optional*):
+            Draw from the `top_k` most probable codes only, and those that equal the last of them.
+        top_p (`float`, *optional*, defaults to 1.0):
+            Draw from the fewest most probable codes that hold this much probability together, at `temperature` and
+            after `top_k` (nucleus sampling, Holtzman 2020): the code that crosses `top_p` is kept. 1 keeps all.
+        block_length (`int`, *optional*):
+            Positions a block, along the first axis after the batch and with all codes at these positions: text
+            positions with all their groups, or rows of a grid. Not with the ancestral order, nor with remasking.
+        halton_randomize (`bool`, *optional*, defaults to `True`):
+            Whether the grid is rolled over its edges by an offset that each row of the batch draws at the run's first
+            step, so that rows differ.
+        remasking (`str`, *optional*):
+            `"cap"`, `"rescale"`, `"confidence"` or `"loop"`, see above. It pays with many steps, some 64 or more.
+        remasking_eta (`float`, *optional*):
+            Strength of the remasking. By default the paper's for many steps: 0.008 for `"cap"`, 0.015 for `"rescale"`,
+            1 for `"confidence"` (where it counts codes and may exceed 1), 0.02 for `"loop"`.
+        loop_start (`float`, *optional*, defaults to 0.55):
+            Time at which the loop begins, as a fraction of the time of the run's first step. For `"loop"` alone.
+        loop_end (`float`, *optional*, defaults to 0.05):
+            Time at which it ends, likewise.
+        loop_alpha (`float`, *optional*, defaults to 0.9):
+            Fraction of the codes to decode that is known during the loop.
     """
 
     order = 1
@@ -94,6 +158,15 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         order: str = "confidence",
         temperature: float = 1.0,
         choice_temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        block_length: int | None = None,
+        halton_randomize: bool = True,
+        remasking: str | None = None,
+        remasking_eta: float | None = None,
+        loop_start: float = 0.55,
+        loop_end: float = 0.05,
+        loop_alpha: float = 0.9,
     ):
         if mask_schedule not in MASK_SCHEDULES:
             raise ValueError(f"`mask_schedule` must be one of {MASK_SCHEDULES}, got {mask_schedule!r}.")
@@ -102,11 +175,26 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         for name, value in (("temperature", temperature), ("choice_temperature", choice_temperature)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"`{name}` must be a finite number >= 0, got {value}.")
+        for name, count in (("top_k", top_k), ("block_length", block_length)):
+            if count is not None and (not isinstance(count, int) or count < 1):
+                raise ValueError(f"`{name}` must be an integer >= 1, or None to leave it off, got {count!r}.")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"`top_p` must lie in (0, 1], where 1 keeps every code, got {top_p}.")
+        if block_length is not None and order == "ancestral":
+            raise ValueError(
+                f"`block_length` ({block_length}) needs an order by count, one of {ORDERS[1:]}: with"
+                ' `order="ancestral"` every masked code may be decoded at any step.'
+            )
+        if block_length is not None and remasking is not None:
+            raise ValueError(
+                f"`remasking` ({remasking!r}) takes back codes of blocks that are complete: leave out either it or"
+                f" `block_length` ({block_length})."
+            )
+        _check_remasking(remasking, remasking_eta, loop_start, loop_end, loop_alpha)
 
         self.timesteps: torch.Tensor | None = None
         self.num_inference_steps: int | None = None
-        self._start_rate: float | None = None
-        self._start_num_masks: torch.Tensor | None = None  # (B,)
+        self._forget_run()
 
     # Corruption
 
@@ -186,8 +274,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """
-        Start a new run: `timesteps` become `1 - k / num_inference_steps` for k = 0, 1, ..., and the counts of the last
-        run are forgotten.
+        Start a new run: `timesteps` become `1 - k / num_inference_steps` for k = 0, 1, ..., and what was kept of the
+        last run (counts, order, confidences) is forgotten.
 
         Args:
             num_inference_steps (`int`):
@@ -200,8 +288,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = num_inference_steps
         times = [self._time(index) for index in range(num_inference_steps)]
         self.timesteps = torch.tensor(times, dtype=torch.float32, device=device)
-        self._start_rate = None
-        self._start_num_masks = None
+        self._forget_run()
 
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
         """Return `sample` as it is: codes are not scaled. For interchangeability with other schedulers."""
@@ -232,6 +319,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     ) -> MaskedDiffusionSchedulerOutput | tuple[torch.LongTensor, torch.LongTensor]:
         """
         Draw `x_s` given `x_t` and the prediction of `x_0`, where s is the next time of `timesteps` (0 after the last).
+        The first call after [`set_timesteps`] begins the run, at whichever of them.
 
         Args:
             model_output (`torch.Tensor` of shape `(B, ..., V)`):
@@ -263,18 +351,20 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         codes = _rows(sample)  # (B, L)
         is_masked = codes == mask_token_id
         num_masks = is_masked.sum(dim=1)  # (B,)
-        rate = self.mask_rate(self._time(index)).item()
-        next_rate = self.mask_rate(self._time(index + 1)).item()
-        if self._start_num_masks is None:
-            self._start_rate, self._start_num_masks = rate, num_masks
+        if self._start_shape is None:
+            self._begin_run(sample, is_masked, index, generator)
+        start_rate = self.mask_rate(self._start_time).item()
+        rate = self.mask_rate(self._path_time(index)).item()
+        next_rate = self.mask_rate(self._path_time(index + 1)).item()
 
         # What the masked positions become
         logits = model_output.reshape(*codes.shape, mask_token_id)[is_masked].double()  # (M, V)
         if self.config.temperature == 0:
             drawn = logits.argmax(dim=-1)
         else:
-            uniform = self._rand_for_masked_rows(is_masked, generator)[is_masked]
-            drawn = _invert_cdf(logits, self.config.temperature, uniform)
+            # Subtracting the maximum first keeps a tiny temperature from overflowing to inf - inf inside the softmax.
+            scaled = (logits - logits.amax(dim=-1, keepdim=True)) / self.config.temperature
+            drawn = _invert_cdf(self._filter(scaled), _rand_for(is_masked, generator)[is_masked])
         log_probs = logits.log_softmax(dim=-1).gather(-1, drawn[:, None]).squeeze(-1)  # (M,)
         if log_probs.isnan().any():
             raise ValueError(
@@ -282,37 +372,153 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
                 " and the dtype if the model runs in half precision."
             )
         pred_original = codes.masked_scatter(is_masked, drawn)
+        log_probs = torch.zeros_like(codes, dtype=torch.float64).masked_scatter(is_masked, log_probs)  # (B, L)
 
-        # Which of them are decoded in this step
+        # Which known codes may become MASK again, and how probable that is for each
+        is_remaskable = self._is_decoded & ~is_masked
+        if frozen_mask is not None:
+            is_remaskable &= ~_rows(frozen_mask).to(codes.device)
+        sigma = self._sigma(is_remaskable, index, start_rate, rate, next_rate)
+
+        # Which positions are decoded in this step, and which become MASK again
         if self.config.order == "ancestral":
-            is_decoded = self._rand_for_masked_rows(is_masked, generator) < (rate - next_rate) / rate
+            uniform = _rand_for(is_masked | is_remaskable, generator)
+            is_decoded = is_masked & (uniform < (rate - next_rate + sigma * (start_rate - rate)) / rate)
+            is_remasked = is_remaskable & (uniform < sigma)
         else:
-            if self.config.order == "random":
-                scores = self._rand_for_masked_rows(is_masked, generator)
-            else:
-                scores = torch.zeros_like(codes, dtype=torch.float64).masked_scatter(is_masked, log_probs)
-                if self.config.choice_temperature > 0:
-                    noise = _gumbel(self._rand_for_masked_rows(is_masked, generator))
-                    scores = scores + self.config.choice_temperature * rate * noise
             # The small term keeps products that are whole in exact arithmetic (0.29 * 100) from falling one short.
-            target = (self._start_num_masks.double() * (next_rate / self._start_rate) + 1e-9).floor().long()
-            is_decoded = _highest(scores, is_masked, (num_masks - target).clamp(min=0))
+            target = (self._start_num_masks.double() * (next_rate / start_rate) + 1e-9).floor().long()
+            scores = self._scores(log_probs, is_masked, rate, generator)
+            is_remasked = self._choose_remasked(is_remaskable, sigma, target, generator)
+            counts = (num_masks - target + is_remasked.sum(dim=1)).clamp(min=0)
+            is_decoded = _highest(scores, is_masked, counts, self._block_ids)
 
-        prev = torch.where(is_decoded, pred_original, codes)
+        self._is_decoded = is_decoded | (is_remaskable & ~is_remasked)
+        self._confidences = torch.where(is_decoded, log_probs.exp(), self._confidences)
+        prev = torch.where(is_decoded, pred_original, codes).masked_fill(is_remasked, mask_token_id)
         prev, pred_original = (x.view_as(sample).to(device) for x in (prev, pred_original))
         if not return_dict:
             return prev, pred_original
         return MaskedDiffusionSchedulerOutput(prev_sample=prev, pred_original_sample=pred_original)
 
+    # The run: what the first step fixes, and what the steps remember
+
+    def _forget_run(self) -> None:
+        self._start_time: float | None = None
+        self._start_shape: torch.Size | None = None
+        self._start_num_masks: torch.LongTensor | None = None  # (B,)
+        self._is_decoded: torch.BoolTensor | None = None  # (B, L), in this run, and not remasked since
+        self._confidences: torch.Tensor | None = None  # (B, L) float64, probability of a code when it was decoded
+        self._halton_ranks: torch.LongTensor | None = None  # (B, L)
+        self._block_ids: torch.LongTensor | None = None  # (L,)
+
+    def _begin_run(
+        self,
+        sample: torch.LongTensor,
+        is_masked: torch.BoolTensor,
+        index: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> None:
+        if self.config.order == "halton":
+            grid_size = sample.shape[1:] if sample.ndim == 3 else (is_masked.shape[1], 1)
+            shifts = torch.zeros(len(sample), 2, dtype=torch.float64, device=sample.device)
+            if self.config.halton_randomize:
+                shifts = _rand(shifts.shape, generator, sample.device, torch.float64, needed=is_masked.any(dim=1))
+            self._halton_ranks = _roll(_halton_ranks(*grid_size).to(sample.device), shifts)
+        if self.config.block_length is not None:
+            num_positions = sample.shape[1] if sample.ndim > 1 else 1
+            block_ids = torch.arange(num_positions, device=sample.device) // self.config.block_length
+            self._block_ids = block_ids.repeat_interleave(is_masked.shape[1] // num_positions)
+        self._start_time = self._time(index)
+        self._start_num_masks = is_masked.sum(dim=1)
+        self._is_decoded = torch.zeros_like(is_masked)
+        self._confidences = torch.zeros_like(is_masked, dtype=torch.float64)
+        self._start_shape = sample.shape
+
     def _time(self, index: int) -> float:
         """`t_k = 1 - k / n`, written so that it is exactly 1 at k = 0 and 0 at k = n."""
         return (self.num_inference_steps - index) / self.num_inference_steps
 
-    def _rand_for_masked_rows(
-        self, is_masked: torch.BoolTensor, generator: torch.Generator | list[torch.Generator] | None
+    def _path_time(self, index: int) -> float:
+        """Where on the mask schedule the run is at `t_k`: there, unless it loops."""
+        time = self._time(index)
+        if self.config.remasking != "loop":
+            return time
+        loop_start, loop_end = self.config.loop_start, self.config.loop_end
+        loop_rate = (1 - self.config.loop_alpha) * self.mask_rate(self._start_time).item()
+        loop_time = _time_of_mask_rate(self.config.mask_schedule, loop_rate)
+        progress = time / self._start_time  # falls from exactly 1 to exactly 0
+        if progress > loop_start:
+            return self._start_time - (self._start_time - loop_time) * (1 - progress) / (1 - loop_start)
+        return loop_time * min(1.0, progress / loop_end)
+
+    # The choice of positions
+
+    def _scores(
+        self,
+        log_probs: torch.Tensor,
+        is_masked: torch.BoolTensor,
+        rate: float,
+        generator: torch.Generator | list[torch.Generator] | None,
     ) -> torch.Tensor:
-        """Uniforms in [0, 1) for each position; a row with its own generator uses it only if it holds a MASK."""
-        return _rand(is_masked.shape, generator, is_masked.device, torch.float64, needed=is_masked.any(dim=1))
+        """(B, L): the masked positions with the highest are decoded first."""
+        if self.config.order == "halton":
+            return -self._halton_ranks.double()
+        if self.config.order == "random":
+            return _rand_for(is_masked, generator)
+        if self.config.choice_temperature == 0:
+            return log_probs
+        return log_probs + self.config.choice_temperature * rate * _gumbel(_rand_for(is_masked, generator))
+
+    def _sigma(
+        self, is_remaskable: torch.BoolTensor, index: int, start_rate: float, rate: float, next_rate: float
+    ) -> float | torch.Tensor:
+        """ReMDM's sigma: one number, or for each position (B, L) where it depends on the confidence."""
+        known_rate = start_rate - rate
+        if self.config.remasking is None or known_rate <= 0:
+            return 0.0
+        sigma_max = min(1.0, next_rate / known_rate)
+        eta = self.config.remasking_eta
+        if eta is None:
+            eta = REMASKING_ETAS[self.config.remasking]
+        if self.config.remasking == "rescale":
+            return eta * sigma_max
+        if self.config.remasking == "cap":
+            return min(eta, sigma_max)
+        if self.config.remasking == "loop":
+            is_looping = self.config.loop_end < self._time(index) / self._start_time <= self.config.loop_start
+            return min(eta, sigma_max) if is_looping else 0.0
+        expected_known = self._start_num_masks[:, None].double() * (known_rate / start_rate)  # (B, 1), n a
+        mean = sigma_max * (eta / expected_known).clamp(max=1 / math.e)  # (B, 1)
+        weights = (-self._confidences).exp() * is_remaskable  # in [1 / e, 1]; no softmax, over nothing it is NaN
+        mean_weight = weights.sum(dim=1, keepdim=True) / is_remaskable.sum(dim=1, keepdim=True)
+        return mean * torch.where(is_remaskable, weights / mean_weight, 1.0)
+
+    def _choose_remasked(
+        self,
+        is_remaskable: torch.BoolTensor,
+        sigma: float | torch.Tensor,
+        target: torch.LongTensor,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> torch.BoolTensor:
+        """(B, L): for the orders by count, at most `target` (B,) codes a row."""
+        if self.config.remasking is None:
+            return torch.zeros_like(is_remaskable)
+        expected = (sigma * is_remaskable.double()).sum(dim=1)  # (B,)
+        uniform = _rand((len(target), 1), generator, target.device, torch.float64, needed=is_remaskable.any(dim=1))
+        counts = (expected + uniform.squeeze(1)).floor().long()
+        counts = counts.minimum(target).minimum(is_remaskable.sum(dim=1))
+        if self.config.remasking == "confidence":
+            return _highest(-self._confidences, is_remaskable, counts)
+        return _highest(_rand_for(is_remaskable, generator), is_remaskable, counts)
+
+    def _filter(self, logits: torch.Tensor) -> torch.Tensor:
+        """(M, V), with -inf for classes that `top_k` and `top_p` leave out."""
+        if self.config.top_k is not None:
+            logits = TopKLogitsWarper(self.config.top_k)(None, logits)
+        if self.config.top_p < 1:
+            logits = TopPLogitsWarper(self.config.top_p)(None, logits)
+        return logits
 
     def _check_step(
         self, model_output: torch.Tensor, sample: torch.LongTensor, frozen_mask: torch.BoolTensor | None
@@ -331,11 +537,37 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(
                 f"`frozen_mask` must be False where `sample` is MASK ({mask_token_id}): nothing is given there."
             )
-        if self._start_num_masks is not None and len(self._start_num_masks) != len(sample):
+        if self._start_shape is not None and sample.shape != self._start_shape:
             raise ValueError(
-                f"`sample` has {len(sample)} rows and this run began with {len(self._start_num_masks)}. Call"
-                " `set_timesteps` to begin another."
+                f"`sample` has {len(sample)} rows and this run began with {self._start_shape[0]} (the shapes are"
+                f" {tuple(sample.shape)} and {tuple(self._start_shape)}). Call `set_timesteps` to begin another."
             )
+
+
+def _check_remasking(
+    remasking: str | None, eta: float | None, loop_start: float, loop_end: float, loop_alpha: float
+) -> None:
+    if not 0 < loop_end < loop_start < 1:
+        raise ValueError(
+            "`loop_end` and `loop_start` must be times with 0 < `loop_end` < `loop_start` < 1, since time falls, got"
+            f" {loop_end} and {loop_start}."
+        )
+    if not 0 < loop_alpha < 1:
+        raise ValueError(f"`loop_alpha` must lie between 0 and 1, got {loop_alpha}.")
+    if remasking is None:
+        if eta is not None:
+            logger.warning(f"`remasking_eta` ({eta}) has no effect without `remasking`.")
+        return
+    if remasking not in REMASKING_ETAS:
+        raise ValueError(f"`remasking` must be one of {tuple(REMASKING_ETAS)} or None, got {remasking!r}.")
+    limit = {"confidence": math.inf, "loop": min(1.0, (1 - loop_alpha) / loop_alpha)}.get(remasking, 1.0)
+    eta = REMASKING_ETAS[remasking] if eta is None else eta
+    if not (0 < eta <= limit and eta < math.inf):
+        raise ValueError(
+            f"`remasking_eta` must be a finite number > 0 and at most {limit:g} with `remasking={remasking!r}`"
+            f"{' and this `loop_alpha`' if remasking == 'loop' else ''}, got {eta}. To remask nothing, leave"
+            " `remasking` out."
+        )
 
 
 def _check_codes(name: str, codes: torch.LongTensor, mask_token_id: int) -> None:
@@ -366,6 +598,18 @@ def _rows(codes: torch.LongTensor) -> torch.LongTensor:
     return codes.reshape(codes.shape[0], -1)
 
 
+def _time_of_mask_rate(mask_schedule: str, rate: float) -> float:
+    """The inverse of [`MaskedDiffusionScheduler.mask_rate`]."""
+    if mask_schedule == "linear":
+        return rate
+    return math.asin(rate) * (2 / math.pi) if mask_schedule == "cosine" else 1 - math.cos(rate * (math.pi / 2))
+
+
+def _rand_for(positions: torch.BoolTensor, generator: torch.Generator | list[torch.Generator] | None) -> torch.Tensor:
+    """Uniforms in [0, 1) for (B, L); a row with its own generator uses it only if any of its `positions` is True."""
+    return _rand(positions.shape, generator, positions.device, torch.float64, needed=positions.any(dim=1))
+
+
 def _rand(
     shape: tuple[int, int],
     generator: torch.Generator | list[torch.Generator] | None,
@@ -387,10 +631,9 @@ def _rand(
     return uniform
 
 
-def _invert_cdf(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> torch.LongTensor:
-    """The class at which the cumulated `softmax(logits / temperature)` (M, V) first exceeds `uniform` (M,)."""
-    # Subtracting the maximum first keeps a tiny temperature from overflowing to inf - inf inside the softmax.
-    cdf = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1).cumsum(dim=-1)
+def _invert_cdf(logits: torch.Tensor, uniform: torch.Tensor) -> torch.LongTensor:
+    """The class at which the cumulated `softmax(logits)` (M, V) first exceeds `uniform` (M,)."""
+    cdf = logits.softmax(dim=-1).cumsum(dim=-1)
     total = cdf[:, -1:].contiguous()
     # `right=True` steps over classes of probability 0, and so does the last class that may be drawn.
     drawn = torch.searchsorted(cdf, uniform[:, None] * total, right=True)
@@ -403,8 +646,51 @@ def _gumbel(uniform: torch.Tensor) -> torch.Tensor:
     return -torch.log(-torch.log(uniform.clamp(min=2**-54)))
 
 
-def _highest(scores: torch.Tensor, candidates: torch.BoolTensor, counts: torch.LongTensor) -> torch.BoolTensor:
-    """The `counts` (B,) candidates with the highest scores in each row of (B, L), exactly so many also among ties."""
-    scores = scores.masked_fill(~candidates, -math.inf)
-    ranks = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return ranks < counts[:, None]
+def _highest(
+    scores: torch.Tensor,
+    candidates: torch.BoolTensor,
+    counts: torch.LongTensor,
+    block_ids: torch.LongTensor | None = None,
+) -> torch.BoolTensor:
+    """
+    The `counts` (B,) candidates with the highest scores in each row of (B, L), exactly so many also among ties; those
+    of a lower block (L,) before all others.
+    """
+    order = scores.masked_fill(~candidates, -math.inf).argsort(dim=1, descending=True, stable=True)
+    if block_ids is not None:
+        blocks = block_ids.expand_as(order).masked_fill(~candidates, len(block_ids))  # who is no candidate comes last
+        order = order.gather(1, blocks.gather(1, order).argsort(dim=1, stable=True))
+    return order.argsort(dim=1) < counts[:, None]
+
+
+def _halton_ranks(num_rows: int, num_columns: int) -> torch.LongTensor:
+    """(h, w): when the Halton sequence, base 2 down the rows and 3 along the columns, first falls into each cell."""
+    # With 2^i >= 2 h every row of the grid holds one of the 2^i equal parts of [0, 1) whole, and so do columns with
+    # 3^j >= 2 w. Of 2^i 3^j consecutive points one falls into each pair of parts: no cell stays empty.
+    num_points = 2 ** math.ceil(math.log2(2 * num_rows)) * 3 ** math.ceil(math.log(2 * num_columns, 3))
+    indices = torch.arange(1, num_points + 1)
+    rows, columns = _radical_inverse(indices, 2, num_rows), _radical_inverse(indices, 3, num_columns)
+    first = torch.full((num_rows * num_columns,), num_points + 1)
+    first.scatter_reduce_(0, rows * num_columns + columns, indices, "amin")
+    return first.argsort().argsort().view(num_rows, num_columns)
+
+
+def _radical_inverse(indices: torch.LongTensor, base: int, num_cells: int) -> torch.LongTensor:
+    """The cell of [0, 1), cut into `num_cells`, that holds the mirrored digits 0.d_0 d_1 d_2 ... of each index."""
+    mirrored, denominator = torch.zeros_like(indices), 1
+    while indices.any():
+        mirrored = mirrored * base + indices % base
+        indices = indices // base
+        denominator *= base
+    return mirrored * num_cells // denominator  # in whole numbers: 1/3 * 3 must not fall short of 1
+
+
+def _roll(grid: torch.LongTensor, shifts: torch.Tensor) -> torch.LongTensor:
+    """Copies (B, h w) of a grid (h, w), rolled over its edges by `shifts` (B, 2), fractions of its sides."""
+    size = torch.tensor(grid.shape, device=grid.device)
+    offsets = (shifts * size).long().minimum(size - 1)  # (B, 2)
+    rows, columns = (
+        (torch.arange(length, device=grid.device) + offsets[:, axis, None]) % length  # (B, h), (B, w)
+        for axis, length in enumerate(grid.shape)
+    )
+    return grid[rows[:, :, None], columns[:, None, :]].flatten(1)

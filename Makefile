@@ -37,6 +37,7 @@ quickstart: $(INSTALLED)  ## train and evaluate on the built-in shapes, into run
 
 distill: CONFIG := training_scripts/configs/quickstart-distill.yaml
 distill: $(INSTALLED)  ## after quickstart: distil its model to four passes, into runs/quickstart-distill
+	@test -d runs/quickstart/pipeline || { echo "runs/quickstart/pipeline, the teacher, is missing: make quickstart" >&2; exit 1; }
 	$(LAUNCH) training_scripts/train_dit.py --config $(CONFIG)
 	$(BIN)/python training_scripts/evaluate.py --config $(CONFIG)
 

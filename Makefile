@@ -15,7 +15,7 @@ NUM_CORES := $(shell getconf _NPROCESSORS_ONLN)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(NUM_CORES)
 
-.PHONY: help environment quickstart emoji test style quality clean
+.PHONY: help environment quickstart distill emoji test style quality clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ quickstart: $(INSTALLED)  ## train and evaluate on the built-in shapes, into run
 		--train_modalities text --output_dir runs/quickstart/vqvae_text_r2 --max_train_steps 600 \
 		--model_init_kwargs '{"text_downsample_factor": 2, "text_num_groups": 2}'
 	$(BIN)/python training_scripts/encode_codes.py --config $(CONFIG)
+	$(LAUNCH) training_scripts/train_dit.py --config $(CONFIG)
+	$(BIN)/python training_scripts/evaluate.py --config $(CONFIG)
+
+distill: CONFIG := training_scripts/configs/quickstart-distill.yaml
+distill: $(INSTALLED)  ## after quickstart: distil its model to four passes, into runs/quickstart-distill
+	@test -d runs/quickstart/pipeline || { echo "runs/quickstart/pipeline, the teacher, is missing: make quickstart" >&2; exit 1; }
 	$(LAUNCH) training_scripts/train_dit.py --config $(CONFIG)
 	$(BIN)/python training_scripts/evaluate.py --config $(CONFIG)
 

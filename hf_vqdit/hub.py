@@ -66,6 +66,7 @@ def write_model_card(
     figures: Mapping[str, Any] | None = None,
     image: str | Path | None = None,
     license: str | None = None,
+    call_arguments: Mapping[str, Any] | None = None,
 ) -> ModelCard:
     """Writes the card of what training left in a folder, as its `README.md`.
 
@@ -86,6 +87,9 @@ def write_model_card(
             A picture grid, copied beside the card.
         license (`str`, *optional*):
             The licence of the weights, as the Hub spells it (`"apache-2.0"`). It is for whoever trained them to name.
+        call_arguments (`Mapping`, *optional*):
+            What a pipeline is to be called with where its defaults do not fit, as for one distilled to few passes:
+            `{"num_inference_steps": 4, "guidance_scale": 1.0}`.
 
     Returns:
         `ModelCard`: The card that was written.
@@ -113,6 +117,7 @@ def write_model_card(
             name: f"{value:.4g}" if isinstance(value, float) else value for name, value in (figures or {}).items()
         },
         image=image,
+        call_arguments=", ".join(f"{name}={value!r}" for name, value in (call_arguments or {}).items()),
     )
     populate_model_card(card, tags=["vqdit", "diffusers-training"])
     card.save(save_directory / "README.md")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from packaging.requirements import Requirement
 
 import hf_vqdit
@@ -211,8 +212,9 @@ def fenced_blocks(language: str, *, also_not_run: bool = True) -> list[str]:
 
 
 def test_the_python_of_the_readme_runs(saved_pipeline, tmp_path, monkeypatch):
-    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
-    (tmp_path / "runs" / "quickstart" / "pipeline").symlink_to(saved_pipeline, target_is_directory=True)
+    for name in ("quickstart", "quickstart-distill"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "pipeline").symlink_to(saved_pipeline, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
     blocks = fenced_blocks("python", also_not_run=False)
     assert blocks
@@ -299,10 +301,17 @@ def test_every_command_names_files_and_flags_that_exist():
 
 @pytest.mark.parametrize("config", CONFIGS, ids=relative)
 def test_every_configuration_is_known_to_the_scripts_and_builds_its_models(config, tiny_pipeline):
-    arguments = {}
+    sections, arguments = yaml.safe_load(config.read_text(encoding="utf-8")), {}
     for script in SCRIPTS:
         arguments_class, section = settings_of(script)
-        arguments[script.stem] = parse_arguments(arguments_class, section, ["--config", str(config)])
+        if section in sections:
+            arguments[script.stem] = parse_arguments(arguments_class, section, ["--config", str(config)])
+    assert {"train_dit", "evaluate"} <= set(arguments)
+    if arguments["train_dit"].distill_from is not None:  # what it builds is what another configuration leaves
+        others = [yaml.safe_load(other.read_text(encoding="utf-8")) for other in CONFIGS if other != config]
+        assert arguments["train_dit"].distill_from in [other["dit"]["output_dir"] for other in others]
+        return
+    assert len(arguments) == len(SCRIPTS)
     train_vqvae, train_dit = (
         load_script(ROOT / "training_scripts" / f"{name}.py") for name in ("train_vqvae", "train_dit")
     )

@@ -5,11 +5,18 @@
     accelerate launch training_scripts/train_dit.py --train_data_dir pictures --resolution 64 \
         --vqvae_model_name_or_path runs/mine/vqvae --output_dir runs/mine/pipeline
 
+Or distils a trained pipeline into a student that takes a few passes, without guidance, where it took many with it:
+
+    accelerate launch training_scripts/train_dit.py --train_data_dir pictures --resolution 64 \
+        --distill_from runs/mine/pipeline --learning_rate 5e-4 --output_dir runs/mine/student
+
 Leaves in `output_dir` a pipeline that `DiffusionPipeline.from_pretrained` loads, checkpoints, logs and samples.
 `--help` lists the settings; `--dry_run` prints configuration, number of parameters and FLOPs a step, and ends.
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +32,12 @@ from hf_vqdit.evaluation.bounds import bound_bits
 from hf_vqdit.hub import push_to_hub, save_pipeline, write_model_card
 from hf_vqdit.training.arguments import TrainDiTArguments, parse_arguments
 from hf_vqdit.training.codes import encode_batch, open_codes, weights_digest
+from hf_vqdit.training.distillation import (
+    DistillationConfig,
+    check_teacher,
+    distillation_objective,
+    student_scheduler,
+)
 from hf_vqdit.training.masked import MaskedLoss, MaskedLossConfig, masked_objective
 from hf_vqdit.training.previews import preview_pipeline
 from hf_vqdit.training.run import TrainingRun, make_optimizer
@@ -40,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = run.accelerator
 
     # Tokenizer and data
-    source = args.vqvae_model_name_or_path or args.pretrained_model_name_or_path
+    source = args.vqvae_model_name_or_path or args.pretrained_model_name_or_path or args.distill_from
     tokenizer = load_caption_tokenizer(source, subfolder="tokenizer")
     vqvae = MultimodalVQVAE.from_pretrained(source, subfolder="vqvae").to(accelerator.device).eval()
     run.pin("tokenizer", weights_digest(vqvae))
@@ -51,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Model, optimizer, averaged weights, the pipeline around them
     model, schedulers = make_model(args, vqvae, held_out[0])
+    distill_config = DistillationConfig(**args.distill_config) if args.distill_from is not None else None
+    objective = make_objective(run, model, distill_config)
     optimizer = make_optimizer(model, args)
     schedule = get_scheduler(
         args.lr_scheduler,
@@ -61,14 +76,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     transformer, optimizer = accelerator.prepare(model, optimizer)
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True) if args.use_ema else None
     run.register("transformer", model, ema, schedule)
-    pipeline = VQDiTPipeline(vqvae, model, tokenizer, *schedulers)
+    shipped = schedulers if distill_config is None else map(student_scheduler, schedulers)
+    pipeline = VQDiTPipeline(vqvae, model, tokenizer, *shipped)
     pipeline.set_progress_bar_config(disable=True)
     mixture, loss_config = TimeMixture(**args.time_mixture), MaskedLossConfig(**args.loss_config)
 
     def compute_loss(model: torch.nn.Module, batch: dict[str, Any], times: TimeTable, step: int) -> MaskedLoss:
         """Hides codes of a micro-batch and predicts them; each row draws from a generator of its own."""
         generators = [row_generator(args.seed, step, row) for row in batch["row"].tolist()]
-        return masked_objective(
+        return objective(
             model,
             batch["image_codes"],
             batch["text_codes"],
@@ -94,15 +110,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         for _ in range(args.gradient_accumulation_steps):
             batch = encode_batch(vqvae, run.next_batch(batches))
             with accelerator.accumulate(transformer):
-                objective = compute_loss(transformer, batch, times, step)
-                accelerator.backward(objective.loss)
+                losses = compute_loss(transformer, batch, times, step)
+                accelerator.backward(losses.loss)
                 if accelerator.sync_gradients:
                     grad_norm = accelerator.clip_grad_norm_(transformer.parameters(), args.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-            run.gather({"loss": objective.loss[None]})
-            run.gather_sums(objective.nats)
-        losses = run.averages(step + 1)  # ends the run here if one is NaN
+            run.gather({"loss": losses.loss[None]})
+            run.gather_sums(losses.nats)
+        averages = run.averages(step + 1)  # ends the run here if one is NaN
 
         schedule.step()
         if ema is not None:
@@ -111,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         steps_done = step + 1
         if run.is_due(args.logging_steps, steps_done):
             rates = {"lr": optimizer.param_groups[0]["lr"], "grad_norm": grad_norm.item()}
-            run.log(steps_done, losses | rates)
+            run.log(steps_done, averages | rates)
         if run.is_due(args.validation_steps, steps_done):
             if accelerator.is_main_process:
                 figures = validate(run, pipeline, held_out, compute_loss, mixture, steps_done)
@@ -133,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config=run.settings,
             figures=figures,
             image=samples[-1] if samples else None,
+            call_arguments=distill_config and distill_config.call_arguments,
         )
         if args.push_to_hub:
             push_to_hub(run.output_dir, run.repo_id)
@@ -159,8 +176,17 @@ def open_data(
 def make_model(
     args: TrainDiTArguments, vqvae: MultimodalVQVAE, example: dict[str, Any]
 ) -> tuple[VQDiTModel, tuple[MaskedDiffusionScheduler, MaskedDiffusionScheduler]]:
-    """The transformer to fine-tune, or a new one in the sizes of the codes, and the schedulers of image and text."""
-    source = args.pretrained_model_name_or_path
+    """The transformer to fine-tune or distil, or a new one in the sizes of the codes; schedulers of image and text."""
+    height, width = example["image_codes"].shape[1:]
+    text_length, text_num_groups = example["text_codes"].shape[1:]
+    sizes = {
+        "image_codebook_size": vqvae.image_codebook_size,
+        "text_codebook_size": vqvae.text_codebook_size,
+        "sample_size": height if height == width else (height, width),
+        "text_length": text_length,
+        "text_num_groups": text_num_groups,
+    }
+    source = args.pretrained_model_name_or_path or args.distill_from
     if source is not None:
         model = VQDiTModel.from_pretrained(source, subfolder="transformer")
         folders = {"scheduler": args.scheduler_kwargs, "text_scheduler": args.text_scheduler_kwargs}
@@ -168,16 +194,9 @@ def make_model(
             MaskedDiffusionScheduler.from_pretrained(source, subfolder=folder, **settings)
             for folder, settings in folders.items()
         ]
+        if args.distill_from is not None:
+            check_teacher(model, sizes)
     else:
-        height, width = example["image_codes"].shape[1:]
-        text_length, text_num_groups = example["text_codes"].shape[1:]
-        sizes = {
-            "image_codebook_size": vqvae.image_codebook_size,
-            "text_codebook_size": vqvae.text_codebook_size,
-            "sample_size": height if height == width else (height, width),
-            "text_length": text_length,
-            "text_num_groups": text_num_groups,
-        }
         model = VQDiTModel(**args.model_init_kwargs | sizes)
         schedulers = [
             MaskedDiffusionScheduler(**settings) for settings in (args.scheduler_kwargs, args.text_scheduler_kwargs)
@@ -185,6 +204,19 @@ def make_model(
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model, tuple(schedulers)
+
+
+def make_objective(
+    run: TrainingRun, model: VQDiTModel, distill_config: DistillationConfig | None
+) -> Callable[..., MaskedLoss]:
+    """The objective on the data, or that of a student whose teacher is the model as it is now, before any step."""
+    if distill_config is None:
+        run.pin("teacher", None)
+        return masked_objective
+    run.pin("teacher", weights_digest(model))
+    teacher = deepcopy(model).eval().requires_grad_(False)
+    teacher = run.accelerator.prepare_model(teacher, evaluation_mode=True)  # the precision of the run
+    return partial(distillation_objective, teacher=teacher, distill_config=distill_config)
 
 
 def validate(

@@ -3,6 +3,7 @@
 
 from .arguments import TrainDiTArguments, TrainVQVAEArguments, parse_arguments
 from .codebook import CodebookTrainer
+from .distillation import DistillationConfig, distillation_objective, student_scheduler
 from .losses import tokenizer_losses
 from .masked import MaskedLoss, MaskedLossConfig, masked_objective
 from .run import TrainingRun
@@ -10,6 +11,7 @@ from .times import TimeMixture, TimeTable, draw_times, row_generator, step_gener
 
 __all__ = [
     "CodebookTrainer",
+    "DistillationConfig",
     "MaskedLoss",
     "MaskedLossConfig",
     "TimeMixture",
@@ -17,10 +19,12 @@ __all__ = [
     "TrainDiTArguments",
     "TrainVQVAEArguments",
     "TrainingRun",
+    "distillation_objective",
     "draw_times",
     "masked_objective",
     "parse_arguments",
     "row_generator",
     "step_generator",
+    "student_scheduler",
     "tokenizer_losses",
 ]

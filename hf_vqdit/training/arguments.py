@@ -19,6 +19,7 @@ from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
 from hf_vqdit.models.transformer_vqdit import VQDiTModel
 from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from hf_vqdit.training.codebook import CodebookTrainer
+from hf_vqdit.training.distillation import DistillationConfig
 from hf_vqdit.training.losses import TOKENIZER_LOSS_WEIGHTS
 from hf_vqdit.training.masked import MaskedLossConfig
 from hf_vqdit.training.times import TimeMixture
@@ -206,6 +207,16 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
     pretrained_model_name_or_path: str | None = field(
         default=None, metadata=_help("Fine-tune this pipeline; its tokenizer is used too.")
     )
+    distill_from: str | None = field(
+        default=None,
+        metadata=_help(
+            "Train a student of few passes: the pipeline that it starts as, learns from and shares codes with."
+        ),
+    )
+    distill_config: Keywords = field(
+        default_factory=Keywords,
+        metadata=_help("Steps, guidance and divergence (`DistillationConfig`), as JSON; over the YAML's."),
+    )
     codes_dir: str | None = field(
         default=None, metadata=_help("What `encode_codes.py` wrote. Otherwise pictures are encoded on the fly.")
     )
@@ -231,8 +242,13 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
     validation_prompts: list[str] | None = field(
         default=None, metadata=_help("Prompts of the sample grids; by default held-out captions.")
     )
-    num_inference_steps: int = field(default=16, metadata=_help("Sampling steps of the sample grids."))
-    guidance_scale: float = field(default=3.0, metadata=_help("Guidance of the sample grids."))
+    num_inference_steps: int | None = field(
+        default=None,
+        metadata=_help("Sampling steps of the sample grids: 16 by default, for a student its own number."),
+    )
+    guidance_scale: float | None = field(
+        default=None, metadata=_help("Guidance of the sample grids: 3 by default, for a student 1, which is none.")
+    )
     num_bound_samples: int = field(
         default=1, metadata=_help("Draws a pair for the bounds of the validation; 0 for none.")
     )
@@ -243,11 +259,33 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
         self.text_scheduler_kwargs.check("text_scheduler_kwargs", MaskedDiffusionScheduler)
         self.time_mixture.check("time_mixture", TimeMixture)
         self.loss_config.check("loss_config", MaskedLossConfig)
-        if self.vqvae_model_name_or_path is None and self.pretrained_model_name_or_path is None:
+        self.distill_config.check("distill_config", DistillationConfig)
+        if self.distill_from is not None:
+            self._check_distillation()
+        elif self.distill_config:
+            raise ValueError("`distill_config` needs a teacher: name its pipeline as `distill_from`.")
+        elif self.vqvae_model_name_or_path is None and self.pretrained_model_name_or_path is None:
             raise ValueError(
                 "Which tokenizer? Give `vqvae_model_name_or_path`, what train_vqvae.py left in its `output_dir`, or "
                 "the pipeline to fine-tune as `pretrained_model_name_or_path`."
             )
+        sampling = {"num_inference_steps": 16, "guidance_scale": 3.0}
+        if self.distill_from is not None:
+            sampling = DistillationConfig(**self.distill_config).call_arguments
+        for name, value in sampling.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+
+    def _check_distillation(self) -> None:
+        for name in ("pretrained_model_name_or_path", "vqvae_model_name_or_path", "model_init_kwargs"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`distill_from` ({self.distill_from}) and `{name}` ({getattr(self, name)}) exclude each other: a "
+                    f"student starts as its teacher and has its tokenizer. Leave `{name}` out, or fine-tune first and "
+                    "distil the result."
+                )
+        if self.loss_config.get("label_smoothing"):
+            raise ValueError("`distill_from` excludes `label_smoothing`: a teacher's targets are soft already.")
 
 
 @dataclass(kw_only=True)

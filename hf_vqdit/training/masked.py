@@ -1,8 +1,9 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """The training objective of masked diffusion: hide codes, predict them, weigh the cross-entropy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -72,7 +73,7 @@ class MaskedLossConfig:
 @dataclass(frozen=True)
 class MaskedLoss:
     """
-    What [`masked_objective`] returns.
+    What an objective over masked codes returns.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`):
@@ -82,15 +83,58 @@ class MaskedLoss:
         text_loss_rows (`torch.FloatTensor` of shape `(B,)`):
             Each row's text loss, before `text_loss_weight` and without gradient.
         nats (`dict[str, torch.FloatTensor]`):
-            Tensors `(2,)`: cross-entropy in nats summed over hidden codes, and the number of those codes, without any
-            weight, so that both can be summed over micro-batches and processes before dividing. `"image_nats"` and
-            `"text_nats"` over all rows; `"image_nats/time_0.00_0.25"` and so on over the rows of one part of time.
+            Tensors `(2,)`: cross-entropy (or what the objective puts in its place) in nats summed over hidden codes,
+            and the number of those codes, without any weight, so that both can be summed over micro-batches and
+            processes before dividing. `"image_nats"` and `"text_nats"` over all rows; `"image_nats/time_0.00_0.25"`
+            and so on over the rows of one part of time.
     """
 
     loss: torch.FloatTensor
     image_loss_rows: torch.FloatTensor
     text_loss_rows: torch.FloatTensor
     nats: dict[str, torch.FloatTensor]
+
+
+@dataclass(frozen=True)
+class HiddenCodes:
+    """
+    One modality of a micro-batch, some of its codes hidden.
+
+    Args:
+        codes (`torch.LongTensor` of shape `(B, ...)`):
+            The clean codes.
+        noisy_codes (`torch.LongTensor` of shape `(B, ...)`):
+            The same with MASK in them.
+        mask_token_id (`int`):
+            The id of MASK.
+        time (`torch.FloatTensor` of shape `(B,)`):
+            Time of each row.
+        is_trained (`torch.BoolTensor` of shape `(B,)`):
+            False where the modality is a condition, given or missing.
+    """
+
+    codes: torch.LongTensor
+    noisy_codes: torch.LongTensor
+    mask_token_id: int
+    time: torch.FloatTensor
+    is_trained: torch.BoolTensor
+
+    @property
+    def hidden(self) -> torch.BoolTensor:
+        """The codes that carry a loss, `(B, ...)`: those that are MASK in rows that are trained."""
+        return (self.noisy_codes == self.mask_token_id) & self.is_trained[:, None, None]
+
+    @property
+    def rate(self) -> torch.FloatTensor:
+        """What the transformer is told of the modality, `(B,)`."""
+        return mask_rate(self.noisy_codes, self.mask_token_id)
+
+
+class CodeLosses(NamedTuple):
+    """Of one modality's codes, 0 at those that carry no loss."""
+
+    losses: torch.FloatTensor  # (B, ...), not yet weighted
+    nats: torch.FloatTensor  # (B, ...), what is logged of them, detached
 
 
 def mask_rate(codes: torch.LongTensor, mask_token_id: int) -> torch.FloatTensor:
@@ -142,47 +186,82 @@ def masked_objective(
         [`MaskedLoss`]
     """
     config = config or MaskedLossConfig()
-    device, generators = image_codes.device, list(generators)
-    image_time, text_time = _park_missing(times.image_time.to(device), times.text_time.to(device), has_image, has_text)
-    architecture = extract_model_from_parallel(model)
-    image_mask_id, text_mask_id = architecture.image_mask_id, architecture.text_mask_id
-
-    # Hide
-    h, w = image_codes.shape[1:]
-    image_given = _given_regions((h, w), image_time, config.region_fraction, generators)
-    noisy_image = scheduler.add_noise(
-        image_codes, image_time, mask_token_id=image_mask_id, frozen_mask=image_given, generator=generators
-    )
-    text_given = _given_regions((text_codes.shape[1], 1), text_time, config.region_fraction, generators)
-    noisy_text = text_scheduler.add_noise(
+    image, text = hide_pair(
+        model,
+        image_codes,
         text_codes,
-        text_time,
-        mask_token_id=text_mask_id,
-        frozen_mask=text_given.expand_as(text_codes),  # all groups of a position
-        generator=generators,
+        times,
+        scheduler,
+        text_scheduler,
+        generators,
+        config.region_fraction,
+        has_image,
+        has_text,
     )
+    output = model(image.noisy_codes, text.noisy_codes, image_timestep=image.rate, text_timestep=text.rate)
+    image_losses = _cross_entropy(output.image_logits, image, config.label_smoothing)
+    text_losses = _cross_entropy(output.text_logits, text, config.label_smoothing)
+    return weigh_losses(model, image, text, image_losses, text_losses, config)
 
-    # Predict
-    image_rate, text_rate = mask_rate(noisy_image, image_mask_id), mask_rate(noisy_text, text_mask_id)
-    output = model(noisy_image, noisy_text, image_timestep=image_rate, text_timestep=text_rate)
 
-    # Weigh
-    image_weight = _rate_weight(image_rate, config.image_loss_weighting, config.max_inverse_weight)[:, None, None]
-    text_weight = _rate_weight(text_rate, config.text_loss_weighting, config.max_inverse_weight)[:, None, None]
-    text_weight = text_weight * _pad_weight(text_codes, architecture.text_pad_id, config.pad_loss_weight)
-    image_hidden = (noisy_image == image_mask_id) & _is_trained(image_time)[:, None, None]
-    text_hidden = (noisy_text == text_mask_id) & _is_trained(text_time)[:, None, None]
-    image_losses, image_nats = _cross_entropy(output.image_logits, image_codes, image_hidden, config.label_smoothing)
-    text_losses, text_nats = _cross_entropy(output.text_logits, text_codes, text_hidden, config.label_smoothing)
-    image_loss_rows = (image_weight * image_losses).flatten(1).mean(dim=1)  # (B,)
-    text_loss_rows = (text_weight * text_losses).flatten(1).mean(dim=1)  # (B,)
+def hide_pair(
+    model: nn.Module,
+    image_codes: torch.LongTensor,
+    text_codes: torch.LongTensor,
+    times: TimeTable,
+    scheduler: MaskedDiffusionScheduler,
+    text_scheduler: MaskedDiffusionScheduler,
+    generators: Sequence[torch.Generator],
+    region_fraction: float = 0.0,
+    has_image: torch.BoolTensor | None = None,
+    has_text: torch.BoolTensor | None = None,
+    move_times: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> tuple[HiddenCodes, HiddenCodes]:
+    """
+    Hide codes of both modalities of a micro-batch as its times say: image and text.
 
+    The arguments are those of [`masked_objective`]. Which modalities of a row are trained its times in the table say:
+    those strictly between 0 and 1. `move_times` then takes the times `(B,)` of these, and of these alone, to others in
+    (0, 1]: so one may be exactly 1, where nothing is known, and still be trained.
+    """
+    architecture, generators = extract_model_from_parallel(model), list(generators)
+    device = image_codes.device
+    parked = _park_missing(times.image_time.to(device), times.text_time.to(device), has_image, has_text)
+    hidden = []
+    for codes, time, mask_token_id, law, region_shape in (
+        (image_codes, parked[0], architecture.image_mask_id, scheduler, image_codes.shape[1:]),
+        # All groups of a text position are given, or none is.
+        (text_codes, parked[1], architecture.text_mask_id, text_scheduler, (text_codes.shape[1], 1)),
+    ):
+        is_trained = _is_trained(time)
+        if move_times is not None:
+            time = torch.where(is_trained, move_times(time), time)
+        given = _given_regions(region_shape, is_trained, region_fraction, generators).expand_as(codes)
+        noisy_codes = law.add_noise(codes, time, mask_token_id=mask_token_id, frozen_mask=given, generator=generators)
+        hidden.append(HiddenCodes(codes, noisy_codes, mask_token_id, time, is_trained))
+    return tuple(hidden)
+
+
+def weigh_losses(
+    model: nn.Module,
+    image: HiddenCodes,
+    text: HiddenCodes,
+    image_losses: CodeLosses,
+    text_losses: CodeLosses,
+    config: MaskedLossConfig,
+) -> MaskedLoss:
+    """The losses of all codes, weighted as `config` says, and divided by counts that are the same for every row."""
+    pad_id = extract_model_from_parallel(model).text_pad_id
+    image_weight = _rate_weight(image.rate, config.image_loss_weighting, config.max_inverse_weight)[:, None, None]
+    text_weight = _rate_weight(text.rate, config.text_loss_weighting, config.max_inverse_weight)[:, None, None]
+    text_weight = text_weight * _pad_weight(text.codes, pad_id, config.pad_loss_weight)
+    image_loss_rows = (image_weight * image_losses.losses).flatten(1).mean(dim=1)  # (B,)
+    text_loss_rows = (text_weight * text_losses.losses).flatten(1).mean(dim=1)  # (B,)
     return MaskedLoss(
         loss=(image_loss_rows + config.text_loss_weight * text_loss_rows).mean(),
         image_loss_rows=image_loss_rows.detach(),
         text_loss_rows=text_loss_rows.detach(),
-        nats=_by_time_bin("image_nats", image_nats, image_hidden, image_time)
-        | _by_time_bin("text_nats", text_nats, text_hidden, text_time),
+        nats=_by_time_bin("image_nats", image_losses.nats, image) | _by_time_bin("text_nats", text_losses.nats, text),
     )
 
 
@@ -206,7 +285,7 @@ def _is_trained(time: torch.Tensor) -> torch.Tensor:
 
 
 def _given_regions(
-    shape: tuple[int, int], time: torch.Tensor, fraction: float, generators: Sequence[torch.Generator]
+    shape: tuple[int, int], is_trained: torch.Tensor, fraction: float, generators: Sequence[torch.Generator]
 ) -> torch.Tensor:
     """In a `fraction` of the trained rows a random box (half of them: all but it) is True: given. `(B, *shape)`"""
     given = torch.zeros(len(generators), *shape, dtype=torch.bool)
@@ -218,7 +297,7 @@ def _given_regions(
                 top, left = int(u_top * (shape[0] - num_rows + 1)), int(u_left * (shape[1] - num_columns + 1))
                 row[top : top + num_rows, left : left + num_columns] = True
                 row ^= flip < 0.5
-    return given.to(time.device) & _is_trained(time)[:, None, None]
+    return given.to(is_trained.device) & is_trained[:, None, None]
 
 
 def _rate_weight(rate: torch.Tensor, weighting: str, max_inverse_weight: float) -> torch.Tensor:
@@ -234,24 +313,22 @@ def _pad_weight(text_codes: torch.Tensor, text_pad_id: int, pad_loss_weight: flo
     return torch.where(is_later_pad, pad_loss_weight, 1.0)
 
 
-def _cross_entropy(
-    logits: torch.Tensor, codes: torch.Tensor, hidden: torch.Tensor, label_smoothing: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The smoothed loss and the plain nats of each hidden code, 0 at the others; of the shape of `codes`."""
+def _cross_entropy(logits: torch.Tensor, hidden_codes: HiddenCodes, label_smoothing: float) -> CodeLosses:
+    """The smoothed cross-entropy with the clean codes; its nats are those without smoothing."""
+    codes, hidden = hidden_codes.codes, hidden_codes.hidden
     logits = logits.float().flatten(0, -2)
     nats = F.cross_entropy(logits, codes.flatten(), reduction="none").view_as(codes)
     losses = nats
     if label_smoothing > 0:
         losses = F.cross_entropy(logits, codes.flatten(), reduction="none", label_smoothing=label_smoothing)
-    return losses.view_as(codes).where(hidden, 0.0), nats.detach().where(hidden, 0.0)
+    return CodeLosses(losses.view_as(codes).where(hidden, 0.0), nats.detach().where(hidden, 0.0))
 
 
-def _by_time_bin(
-    name: str, nats: torch.Tensor, hidden: torch.Tensor, time: torch.Tensor
-) -> dict[str, torch.FloatTensor]:
+def _by_time_bin(name: str, nats: torch.Tensor, hidden_codes: HiddenCodes) -> dict[str, torch.FloatTensor]:
     """Nats and hidden codes, summed over the rows of each part of time and over all rows."""
+    hidden = hidden_codes.hidden
     rows = torch.stack([nats.flatten(1).sum(dim=1), hidden.flatten(1).sum(dim=1).float()], dim=1)  # (B, 2)
-    bins = (time * NUM_TIME_BINS).long().clamp(max=NUM_TIME_BINS - 1)  # (B,)
+    bins = (hidden_codes.time * NUM_TIME_BINS).long().clamp(max=NUM_TIME_BINS - 1)  # (B,)
     sums = rows.new_zeros(NUM_TIME_BINS, 2).index_add(0, bins, rows)
     edges = [index / NUM_TIME_BINS for index in range(NUM_TIME_BINS + 1)]
     names = [f"{name}/time_{low:.2f}_{high:.2f}" for low, high in zip(edges, edges[1:], strict=False)]

@@ -286,7 +286,7 @@ class TrainingRun:
         Raises:
             ValueError: If the checkpoint to resume from has another one.
         """
-        if self.checkpoint is not None and (saved := self.resumed_state["pinned"][name]) != value:
+        if self.checkpoint is not None and (saved := self.resumed_state["pinned"].get(name)) != value:
             raise ValueError(
                 f"{self.checkpoint} was trained with another {name} ({saved}) than the one given ({value}): name that "
                 "one, or start anew in another `output_dir`."

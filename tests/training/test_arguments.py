@@ -132,6 +132,39 @@ def test_a_transformer_without_a_tokenizer_is_refused():
         parse_arguments(TrainDiTArguments, "dit", ["--output_dir", "x"])
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--pretrained_model_name_or_path", "other"], "`distill_from` .*`pretrained_model_name_or_path`.*exclude"),
+        (["--vqvae_model_name_or_path", "other"], "`distill_from` .*`vqvae_model_name_or_path`.*exclude"),
+        (["--model_init_kwargs", '{"num_layers": 3}'], "`distill_from` .*`model_init_kwargs`.*exclude"),
+        (["--loss_config", '{"label_smoothing": 0.1}'], "label_smoothing"),
+        (["--distill_config", '{"num_teacher_steps": 10}'], "multiple of `num_student_steps` = 4.* got 10: try 8"),
+        (["--distill_config", '{"num_steps": 10}'], "`distill_config`.*'num_steps'.*num_student_steps"),
+    ],
+)
+def test_settings_that_do_not_go_with_a_teacher_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(TrainDiTArguments, "dit", ["--output_dir", "x", "--distill_from", "teacher", *flags])
+
+
+def test_settings_of_a_student_need_a_teacher():
+    flags = ["--output_dir", "x", "--vqvae_model_name_or_path", "y", "--distill_config", '{"num_student_steps": 2}']
+    with pytest.raises(ValueError, match="`distill_config` needs a teacher.*`distill_from`"):
+        parse_arguments(TrainDiTArguments, "dit", flags)
+
+
+def test_sample_grids_are_drawn_as_the_model_is_meant_to_be_called():
+    flags = {"new": ["--vqvae_model_name_or_path", "y"], "student": ["--distill_from", "y"]}
+    flags["shorter"] = [*flags["student"], "--distill_config", '{"num_student_steps": 2}']
+    flags["as told"] = [*flags["student"], "--num_inference_steps", "7", "--guidance_scale", "2"]
+    found = {}
+    for name, extra in flags.items():
+        arguments = parse_arguments(TrainDiTArguments, "dit", ["--output_dir", "x", *extra])
+        found[name] = (arguments.num_inference_steps, arguments.guidance_scale)
+    assert found == {"new": (16, 3.0), "student": (4, 1.0), "shorter": (2, 1.0), "as told": (7, 2.0)}
+
+
 def test_modalities_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="train_modalities"):
         parse_arguments(TrainVQVAEArguments, "vqvae", ["--output_dir", "x", "--train_modalities", "image,sound"])

@@ -1,87 +1,33 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """The training scripts, by command line, on a tiny model: what they leave, and what may not change their result."""
 
-import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from datasets import load_from_disk
 from diffusers import DiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file
+from script_runs import (
+    COMMANDS,
+    DATA,
+    NAMES,
+    SCRIPTS,
+    assert_close,
+    assert_equal,
+    metrics,
+    run_command,
+    run_in_process,
+    run_in_two_processes,
+    weights,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hf_vqdit import MultimodalVQVAE, VQDiTModel
 from hf_vqdit.data import load_caption_tokenizer
 from hf_vqdit.training.checkpoints import list_checkpoints
-
-SCRIPTS = Path(__file__).parents[2] / "training_scripts"
-
-DATA = ["--dataset_name", "shapes", "--num_train_rows", "24", "--validation_fraction", "0.25"]
-LOOP = ["--max_train_steps", "4", "--train_batch_size", "4", "--lr_warmup_steps", "1", "--logging_steps", "1"]
-# AdamW divides a gradient by its own size: a large epsilon keeps rounding errors in gradients near zero what they are.
-LOOP += ["--adam_epsilon", "1e-3", "--mixed_precision", "no", "--validation_steps", "0", "--checkpointing_steps", "2"]
-VQVAE = {"block_out_channels": [8, 16, 16], "norm_num_groups": 4, "image_codebook_size": 16, "code_dim": 4}
-VQVAE |= {"text_codebook_size": 24, "text_code_dim": 4, "text_width": 16, "num_text_decoder_layers": 1}
-DIT = {"patch_size": 2, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2}
-
-COMMANDS = {  # without the data
-    "train_vqvae": [*LOOP, "--vocab_size", "400", "--model_init_kwargs", json.dumps(VQVAE)]
-    + ["--quantizer_start_step", "1", "--codebook_kwargs", '{"restart_every": 2, "restart_until_step": 4}'],
-    "train_dit": [*LOOP, "--model_init_kwargs", json.dumps(DIT), "--num_inference_steps", "2"],
-    "encode_codes": [],
-}
-NAMES = {"train_vqvae": "vqvae", "train_dit": "transformer"}
-SECTIONS = {"train_vqvae": "vqvae", "train_dit": "dit"}
-
-
-def run_in_process(script: str, output_dir: Path, *flags: str, data: list[str] = DATA) -> Path:
-    """Calls the script's `main`, and leaves accelerate as it was before. A flag given twice counts last."""
-    spec = importlib.util.spec_from_file_location(script, SCRIPTS / f"{script}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    try:
-        module.main([*data, *COMMANDS[script], "--output_dir", str(output_dir), *flags])
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-    return output_dir
-
-
-def run_command(command: list[str], **environment: str) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=600)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return result.stdout
-
-
-def metrics(script: str, folder: Path) -> dict[tuple[str, int], float]:
-    """What the tracker was told: (name, step) -> value; without the clock's."""
-    events = EventAccumulator(str(folder / "logs" / SECTIONS[script])).Reload()
-    names = [name for name in events.Tags()["scalars"] if name not in ("steps_per_second", "data_wait")]
-    return {(name, event.step): event.value for name in names for event in events.Scalars(name)}
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    loaded = load_file(folder / "diffusion_pytorch_model.safetensors")
-    return {name: tensor for name, tensor in loaded.items() if "_latents_" not in name}  # measured at the end
-
-
-def assert_close(found: dict, expected: dict, tolerance: float = 1e-5) -> None:
-    assert found.keys() == expected.keys() and expected
-    for name, value in expected.items():
-        torch.testing.assert_close(
-            torch.as_tensor(found[name]), torch.as_tensor(value), rtol=tolerance, atol=tolerance
-        )
-
-
-def assert_equal(found: dict, expected: dict) -> None:
-    assert_close(found, expected, tolerance=0)
 
 
 @pytest.fixture(scope="module")
@@ -192,38 +138,11 @@ def test_codes_that_were_written_once_give_the_losses_of_codes_encoded_on_the_fl
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_vqvae", "train_dit"])
 def test_two_processes_hold_equal_models_and_equal_one_process(script, runs, tmp_path):
-    driver = tmp_path / "driver.py"
-    driver.write_text(
-        f"""
-import sys
-import torch
-from hf_vqdit.training.run import TrainingRun
-
-sys.path.insert(0, {str(SCRIPTS)!r})
-import {script}
-
-sys.setswitchinterval(60)  # no thread takes Python's lock from another: an exit that waits for one of them hangs
-
-finish = TrainingRun.finish
-
-def compare_and_finish(run, figures):
-    assert run.accelerator.num_processes == 2
-    for name, tensor in run.model.state_dict().items():
-        mine, other = run.accelerator.gather(tensor.nan_to_num(7.0)[None])
-        assert torch.equal(mine, other), name
-    finish(run, figures)
-
-TrainingRun.finish = compare_and_finish
-{script}.main()
-"""
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(driver)]
-    flags = [*DATA, *COMMANDS[script], *flags_of(script, runs), "--output_dir", str(tmp_path / "two")]
-    run_command([*launch, *flags, "--train_batch_size", "2"], ACCELERATE_USE_CPU="true")
-    found, expected = metrics(script, tmp_path / "two"), metrics(script, runs[script])
+    two = run_in_two_processes(script, tmp_path / "two", *flags_of(script, runs))
+    found, expected = metrics(script, two), metrics(script, runs[script])
     assert_close(found, {key: value for key, value in expected.items() if not key[0].startswith("validation")})
     folder = Path("checkpoint-4") / NAMES[script]
-    assert_close(weights(tmp_path / "two" / folder), weights(runs[script] / folder))
+    assert_close(weights(two / folder), weights(runs[script] / folder))
 
 
 # Fine-tuning, dry run, and what stops a run

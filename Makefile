@@ -15,7 +15,7 @@ NUM_CORES := $(shell getconf _NPROCESSORS_ONLN)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(NUM_CORES)
 
-.PHONY: help environment quickstart distill emoji test style quality clean
+.PHONY: help environment quickstart distill sweep emoji test style quality clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ distill: $(INSTALLED)  ## after quickstart: distil its model to four passes, int
 	@test -d runs/quickstart/pipeline || { echo "runs/quickstart/pipeline, the teacher, is missing: make quickstart" >&2; exit 1; }
 	$(LAUNCH) training_scripts/train_dit.py --config $(CONFIG)
 	$(BIN)/python training_scripts/evaluate.py --config $(CONFIG)
+
+sweep: CONFIG := training_scripts/configs/quickstart.yaml
+sweep: $(INSTALLED)  ## compare sampling settings of the quickstart model, into runs/quickstart; after make quickstart
+	$(BIN)/python training_scripts/evaluate.py --config $(CONFIG) --sweep
 
 emoji: CONFIG := training_scripts/configs/emoji.yaml
 emoji: $(INSTALLED)  ## train and evaluate on real pairs, into runs/emoji; needs a colour-emoji font and fribidi

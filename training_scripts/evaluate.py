@@ -3,9 +3,11 @@
 
     python training_scripts/evaluate.py --config training_scripts/configs/quickstart.yaml
     python training_scripts/evaluate.py --pipeline runs/mine --train_data_dir my_pictures --output_dir runs/mine
+    python training_scripts/evaluate.py --config training_scripts/configs/quickstart.yaml --sweep
 
-Leaves in `output_dir`: `report.md`, `report.json` and `grid.png`. A judge network, trained on the spot, reads the
-pictures of the built-in `shapes`; for other data the figures are those that need none.
+Leaves in `output_dir`: `report.md`, `report.json` and `grid.png`; with `--sweep` instead `sweep.md`, `sweep.json` and
+`sweep.png`, which compare settings of the sampling. A judge network, trained on the spot, reads the pictures of the
+built-in `shapes`; for other data the figures are those that need none.
 """
 
 import time
@@ -21,19 +23,11 @@ from PIL import Image
 
 from hf_vqdit import MultimodalVQVAE, VQDiTPipeline
 from hf_vqdit.data import load_caption_tokenizer, load_pairs
-from hf_vqdit.data.shapes import OneObject, all_scenes, is_held_out
+from hf_vqdit.data.shapes import OneObject
 from hf_vqdit.evaluation.bounds import bound_bits
 from hf_vqdit.evaluation.grids import GridItem, draw_section, show_hidden, stack_sections
-from hf_vqdit.evaluation.judge import ShapesJudge, judge_accuracy, train_judge
-from hf_vqdit.evaluation.metrics import (
-    caption_chrf,
-    caption_exact,
-    joint_figures,
-    read_captions,
-    reconstruct,
-    share_equal,
-    tokenizer_figures,
-)
+from hf_vqdit.evaluation.judge import ShapesJudge, judge_accuracy, judge_answers, train_judge
+from hf_vqdit.evaluation.metrics import caption_chrf, caption_exact, reconstruct, share_equal, tokenizer_figures
 from hf_vqdit.evaluation.report import (
     BOUND_TITLES,
     describe_machine,
@@ -45,6 +39,8 @@ from hf_vqdit.evaluation.report import (
     write_report,
 )
 from hf_vqdit.evaluation.sampling import Answers, HeldOutPairs, Tasks, answer_tasks, make_tasks, read_held_out
+from hf_vqdit.evaluation.sweep import DIRECTIONS, run_sweep
+from hf_vqdit.evaluation.sweep_report import format_sweep, write_sweep
 from hf_vqdit.training.arguments import DataArguments, parse_arguments
 from hf_vqdit.training.previews import to_pictures
 
@@ -60,7 +56,15 @@ class EvaluateArguments(DataArguments):
     """Settings of `training_scripts/evaluate.py`."""
 
     pipeline: str = field(metadata=_help("The trained pipeline: a folder or a repository."))
-    output_dir: str = field(metadata=_help("Where the report and the grid go."))
+    output_dir: str = field(metadata=_help("Where the report and the grid, or the sweep, go."))
+    sweep: bool = field(
+        default=False, metadata=_help("Compare settings of the sampling, in place of the report: takes longer.")
+    )
+    sweep_directions: list[str] = field(
+        default_factory=lambda: [*DIRECTIONS],
+        metadata=_help(f"What a sweep compares: some of {', '.join(DIRECTIONS)}."),
+    )
+    sweep_samples: int = field(default=100, metadata=_help("Samples of a sweep's setting, for each sampling seed."))
     compare_text_vqvae: str | None = field(
         default=None,
         metadata=_help("A second text codec to measure, of another r: a folder with `vqvae` and `tokenizer` inside."),
@@ -73,11 +77,29 @@ class EvaluateArguments(DataArguments):
     num_joint_samples: int = field(default=1000, metadata=_help("Joint samples, over all sampling seeds together."))
     num_sampling_seeds: int = field(default=3, metadata=_help("Sampling seeds; the report gives mean and spread."))
     num_inference_steps: int = field(default=16, metadata=_help("Sampling steps."))
+    num_text_inference_steps: int | None = field(
+        default=None, metadata=_help("Sampling steps of captions; by default as many.")
+    )
+    joint_order: str = field(
+        default="text_first", metadata=_help('Joint samples: "text_first", "image_first" or "together".')
+    )
     guidance_scale: float = field(default=3.0, metadata=_help("Guidance of pictures by captions."))
     text_guidance_scale: float = field(default=1.0, metadata=_help("Guidance of captions by pictures."))
     num_bound_pairs: int = field(default=200, metadata=_help("Held-out pairs for the bounds."))
     num_bound_samples: int = field(default=4, metadata=_help("Draws a pair for the bounds."))
     eval_batch_size: int = field(default=125, metadata=_help("Samples a call."))
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """The settings that every call of the pipeline takes."""
+        text_steps = self.num_text_inference_steps
+        return {
+            "num_inference_steps": self.num_inference_steps,
+            "num_text_inference_steps": self.num_inference_steps if text_steps is None else text_steps,
+            "guidance_scale": self.guidance_scale,
+            "text_guidance_scale": self.text_guidance_scale,
+            "joint_order": self.joint_order,
+        }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -97,6 +119,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         max_pairs=args.num_validation_pairs,
     )
     held_out = read(tokenizer=pipeline.tokenizer)
+    if args.sweep:
+        compare_settings(args, pipeline, held_out)
+        return
     is_shapes = held_out.scenes is not None
     tasks = make_tasks(held_out.first(args.num_samples), pipeline.tokenizer, args.seed)
 
@@ -108,14 +133,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures["bounds"] = measure_bounds(args, pipeline, held_out.first(args.num_bound_pairs))
 
     # Every direction, from several seeds
-    settings = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "text_guidance_scale")}
     num_joint = args.num_joint_samples if is_shapes else NUM_SHOWN * args.num_sampling_seeds
     answers = [
-        answer_tasks(pipeline, tasks, count, seed, batch_size=args.eval_batch_size, **settings)
+        answer_tasks(pipeline, tasks, count, seed, batch_size=args.eval_batch_size, **args.call)
         for seed, count in enumerate(split_evenly(num_joint, args.num_sampling_seeds))
     ]
     if is_shapes:
-        judge = train_judge(1 if isinstance(held_out.scenes[0], OneObject) else 2, args.resolution, seed=args.seed)
+        judge = make_judge(args, held_out)
         figures["judge_accuracy"] = judge_accuracy(judge)
         figures["image_reconstruction_judged"] = share_equal(judge.read(restored), held_out.scenes)
         figures |= judge_answers(judge, tasks, answers)
@@ -137,10 +161,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         "samples_of_each_direction": f"{len(tasks.pairs)} from each of {args.num_sampling_seeds} seeds",
         "joint_samples": num_joint,
         "pairs_for_the_bounds": f"{min(len(held_out), args.num_bound_pairs)}, {args.num_bound_samples} draws each",
-        **settings,
+        **args.call,
     }
     write_report(figures, output_dir, with_targets=is_shapes)
     print(format_report(figures, with_targets=is_shapes))
+
+
+def compare_settings(args: EvaluateArguments, pipeline: VQDiTPipeline, held_out: HeldOutPairs) -> None:
+    """The sweep: quality against passes, for settings of the sampling around those of `args`."""
+    judge = make_judge(args, held_out) if held_out.scenes is not None else None
+    sweep = run_sweep(
+        pipeline,
+        held_out,
+        args.call,
+        args.sweep_directions,
+        args.sweep_samples,
+        args.num_sampling_seeds,
+        judge,
+        args.eval_batch_size,
+    )
+    notes = describe_machine(pipeline.device, pipeline.transformer.dtype)
+    notes |= {"samples_a_call": args.eval_batch_size, "held_out_pictures_compared_with": len(held_out)}
+    write_sweep(sweep, args.output_dir, notes)
+    print(format_sweep(sweep, notes))
+
+
+def make_judge(args: EvaluateArguments, held_out: HeldOutPairs) -> ShapesJudge:
+    """The judge for the kind of scenes at hand."""
+    return train_judge(1 if isinstance(held_out.scenes[0], OneObject) else 2, args.resolution, seed=args.seed)
 
 
 def measure_tokenizer(args: EvaluateArguments, vqvae: MultimodalVQVAE, held_out: HeldOutPairs) -> dict[str, Any]:
@@ -182,25 +230,6 @@ def measure_bounds(args: EvaluateArguments, pipeline: VQDiTPipeline, held_out: H
         for which in BOUND_TITLES
     }
     return summarize_bounds(bits, image_codes[0].numel(), text_codes[0].numel())
-
-
-def judge_answers(judge: ShapesJudge, tasks: Tasks, answers: Sequence[Answers]) -> dict[str, Any]:
-    """Figures of every direction, for pictures that the judge can read and captions that can be parsed."""
-    scenes, captions = tasks.pairs.scenes, tasks.pairs.captions
-    joint = [(judge.read(own.joint.pixel_values), read_captions(own.joint.texts)) for own in answers]
-    by_seed = [
-        {
-            "text_to_image_judged": share_equal(judge.read(own.drawn), scenes),
-            "image_to_text_parsed": share_equal(read_captions(own.written), scenes),
-            "inpaint_judged": share_equal(judge.read(own.inpainted), scenes),
-            "fill_words_exact": share_equal(own.filled, captions),
-            "joint_agreement": share_equal(*of_seed),
-        }
-        for own, of_seed in zip(answers, joint, strict=True)
-    ]
-    image_scenes, text_scenes = ([scene for of_seed in joint for scene in of_seed[side]] for side in (0, 1))
-    trained_on = [scene for scene in all_scenes(judge.num_objects) if not is_held_out(scene)]
-    return summarize_seeds(by_seed) | joint_figures(image_scenes, text_scenes, trained_on)
 
 
 def score_captions(tasks: Tasks, answers: Sequence[Answers]) -> dict[str, Any]:

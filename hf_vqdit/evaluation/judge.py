@@ -1,6 +1,9 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """A small network that reads the facts of a `shapes` scene off a picture, so that generated pictures can be judged."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_vqdit.data.shapes import ATTRIBUTE_SIZES, SCENE_TYPES, Scene, all_scenes, draw, is_held_out
+
+from .metrics import joint_figures, read_captions, share_equal
+from .report import summarize_seeds
+from .sampling import Answers, Tasks
 
 NUM_TRAIN_STEPS = {1: 400, 2: 900}  # by number of objects: takes it to at least 99 % of unseen combinations
 TRAIN_BATCH_SIZE = 64
@@ -124,6 +131,34 @@ def judge_accuracy(judge: ShapesJudge, num_pictures: int = 2000, seed: int = 1) 
     pixel_values, _ = draw_batch(scenes, judge.resolution, generator)
     read = judge.read(pixel_values)
     return sum(scene == truth for scene, truth in zip(read, scenes, strict=True)) / num_pictures
+
+
+def judge_answers(judge: ShapesJudge, tasks: Tasks, answers: Sequence[Answers]) -> dict[str, Any]:
+    """Figures of every direction, for pictures that the judge can read and captions that can be parsed.
+
+    Args:
+        judge ([`ShapesJudge`]): A trained judge.
+        tasks ([`Tasks`]): What the pipeline was given.
+        answers (`Sequence[Answers]`): What it made of that, from each seed.
+
+    Returns:
+        `dict`: As of [`summarize_seeds`], and of [`joint_figures`] over the pairs of all seeds together.
+    """
+    scenes, captions = tasks.pairs.scenes, tasks.pairs.captions
+    joint = [(judge.read(own.joint.pixel_values), read_captions(own.joint.texts)) for own in answers]
+    by_seed = [
+        {
+            "text_to_image_judged": share_equal(judge.read(own.drawn), scenes),
+            "image_to_text_parsed": share_equal(read_captions(own.written), scenes),
+            "inpaint_judged": share_equal(judge.read(own.inpainted), scenes),
+            "fill_words_exact": share_equal(own.filled, captions),
+            "joint_agreement": share_equal(*of_seed),
+        }
+        for own, of_seed in zip(answers, joint, strict=True)
+    ]
+    image_scenes, text_scenes = ([scene for of_seed in joint for scene in of_seed[side]] for side in (0, 1))
+    trained_on = [scene for scene in all_scenes(judge.num_objects) if not is_held_out(scene)]
+    return summarize_seeds(by_seed) | joint_figures(image_scenes, text_scenes, trained_on)
 
 
 def draw_batch(

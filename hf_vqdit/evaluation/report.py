@@ -87,7 +87,7 @@ def format_report(figures: Mapping[str, Any], with_targets: bool) -> str:
     """The report in Markdown; arguments as for [`write_report`]."""
     columns = ["what", "key", "measured", "over the seeds", *(["target", "reached"] if with_targets else [])]
     rows = [_format_row(figure, figures, with_targets) for figure in FIGURES if figure.key in figures]
-    lines = ["# Report", "", *_format_table(columns, rows)]
+    lines = ["# Report", "", *format_table(columns, rows)]
     if "joint_marginals" in figures:
         distances = ", ".join(f"{name} {distance:.3f}" for name, distance in figures["joint_marginals"].items())
         lines += ["", f"Joint samples, total variation of each attribute from the data: {distances}."]
@@ -117,7 +117,7 @@ def _format_bounds(bounds: Mapping[str, Any]) -> list[str]:
         for name, title in BOUND_TITLES.items()
     ]
     lines = ["## Bounds on -log p", "", "x is the picture's codes, y the caption's.", ""]
-    lines += _format_table(["of", "bits a pair", "bits a code"], rows)
+    lines += format_table(["of", "bits a pair", "bits a code"], rows)
     holds = {True: "yes", False: "no"}
     return lines + [
         "",
@@ -127,7 +127,8 @@ def _format_bounds(bounds: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
 

@@ -2,6 +2,7 @@
 """Held-out pairs, what a pipeline is given of them in each direction, and what it makes of that from one seed."""
 
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -181,11 +182,20 @@ def mask_word(
     return caption[:start] + tokenizer.mask_token * num_tokens + caption[end:], index
 
 
+class Cost(NamedTuple):
+    """What samples cost."""
+
+    forward_passes: float  # calls of the transformer for one call of the pipeline, on average
+    forward_rows: float  # rows through the transformer for each sample
+    seconds: float  # for each sample, from what is given to pixels and words
+
+
 class Samples(NamedTuple):
     """What a pipeline generated; `None` for a modality that was given."""
 
     pixel_values: torch.Tensor | None  # (B, 3, H, W) in [-1, 1], on the CPU
     texts: list[str] | None
+    cost: Cost
 
 
 def sample(
@@ -220,7 +230,8 @@ def sample(
     given = {name: value for name, value in given.items() if value is not None}
     generator = torch.Generator().manual_seed(seed)
     pipeline.set_progress_bar_config(disable=True)
-    outputs = []
+    outputs, num_passes, num_rows = [], [], []
+    start_time = time.perf_counter()
     for start in tqdm(range(0, num_samples, batch_size), desc=description, leave=False):
         count = min(batch_size, num_samples - start)
         batch = {name: value[start : start + count] for name, value in given.items()}
@@ -228,9 +239,13 @@ def sample(
         outputs.append(
             pipeline(**batch, num_images_per_prompt=per_item, generator=generator, output_type="pt", **settings)
         )
+        num_passes.append(pipeline.num_forward_passes)
+        num_rows.append(pipeline.num_forward_rows)
     drawn = [output.images.float().cpu() for output in outputs if output.images is not None]
     texts = [text for output in outputs for text in output.texts or ()]
-    return Samples(2 * torch.cat(drawn) - 1 if drawn else None, texts or None)
+    seconds = time.perf_counter() - start_time
+    cost = Cost(sum(num_passes) / len(num_passes), sum(num_rows) / num_samples, seconds / num_samples)
+    return Samples(2 * torch.cat(drawn) - 1 if drawn else None, texts or None, cost)
 
 
 class Answers(NamedTuple):

@@ -45,20 +45,43 @@ def read_outputs(folder: Path) -> tuple[dict, str]:
     return json.loads((folder / "report.json").read_text()), (folder / "report.md").read_text()
 
 
-def test_own_pairs_have_the_figures_that_need_no_judge(saved_pipeline, tmp_path):
+def save_own_pairs(folder: Path) -> tuple[str, ...]:
+    """A folder of pictures and their captions, and the flags that name it; 12 of the 30 are held out."""
     pictures = shapes_dataset("train", num_objects=1, num_rows=30).cast_column("image", ImageColumn())
     for index, row in enumerate(pictures):
-        row["image"].save(tmp_path / f"{index}.png")
+        row["image"].save(folder / f"{index}.png")
     lines = ["file_name,text", *(f'{index}.png,"{row["caption"][0]}"' for index, row in enumerate(pictures))]
-    (tmp_path / "metadata.csv").write_text("\n".join(lines))
-    data = (f"--train_data_dir={tmp_path}", "--validation_fraction=0.4", f"--cache_dir={tmp_path / 'cache'}")
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    return f"--train_data_dir={folder}", "--validation_fraction=0.4", f"--cache_dir={folder / 'cache'}"
+
+
+def test_own_pairs_have_the_figures_that_need_no_judge(saved_pipeline, tmp_path):
+    data = save_own_pairs(tmp_path)
     other_codec = save_text_codec(tmp_path / "other_codec")
     codec = f"--compare_text_vqvae={other_codec}"
-    evaluate(f"--pipeline={saved_pipeline}", f"--output_dir={tmp_path / 'output'}", codec, *data, *FEW)
+    order = ("--joint_order=together", "--num_text_inference_steps=3")
+    evaluate(f"--pipeline={saved_pipeline}", f"--output_dir={tmp_path / 'output'}", codec, *order, *data, *FEW)
     figures, report = read_outputs(tmp_path / "output")
     assert EVERYWHERE | UNJUDGED | {"text_reconstruction_exact"} <= set(figures) and not JUDGED & set(figures)
     assert figures["samples"]["held_out_pairs"] == 12
+    assert figures["samples"]["joint_order"] == "together" and figures["samples"]["num_text_inference_steps"] == 3
     assert "`image_to_text_chrf`" in report and "target" not in report
+
+
+def test_a_sweep_takes_the_place_of_the_report(saved_pipeline, tmp_path):
+    few = ("--sweep_samples=4", "--num_sampling_seeds=2", "--sweep_directions", "text_to_image", "image_to_text")
+    output_dir = tmp_path / "output"
+    data = save_own_pairs(tmp_path)
+    evaluate(
+        f"--pipeline={saved_pipeline}", f"--output_dir={output_dir}", *data, "--num_inference_steps=2", "--sweep", *few
+    )
+    assert {path.name for path in output_dir.iterdir()} == {"sweep.json", "sweep.md", "sweep.png"}
+    settings = json.loads((output_dir / "sweep.json").read_text())["settings"]
+    assert {setting["direction"] for setting in settings} == {"text_to_image", "image_to_text"}
+    assert settings[0]["label"] == "base" and settings[0]["call"]["num_text_inference_steps"] == 2
+    assert all(len(setting["figures_by_seed"]) == 2 for setting in settings)
+    report = (output_dir / "sweep.md").read_text()
+    assert "Fréchet distance on tokenizer latents" in report and "chrF" in report and "Guidance beats none" in report
 
 
 def test_a_missing_training_summary_is_told_before_any_work(saved_pipeline, tmp_path):

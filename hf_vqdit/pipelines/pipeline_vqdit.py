@@ -94,8 +94,7 @@ class VQDiTPipeline(DiffusionPipeline):
             Draws text codes; by default a copy of `scheduler`.
     """
 
-    # The VQ-VAE encodes before the transformer and decodes after it. This is the order of their last use, as in
-    # diffusers' inpainting pipelines; the VQ-VAE is the small one.
+    # The order of their last use, as in diffusers' inpainting pipelines: the VQ-VAE also encodes before.
     model_cpu_offload_seq = "transformer->vqvae"
     _optional_components = ["text_scheduler"]
     _callback_tensor_inputs = ["image_codes", "text_codes"]
@@ -264,10 +263,9 @@ class VQDiTPipeline(DiffusionPipeline):
             `ValueError` or `TypeError`: An argument has the wrong type, size or length, or nothing is left to
             generate.
         """
+        # 1. Check the arguments
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-
-        # 1. Check the arguments
         if num_text_inference_steps is None:
             num_text_inference_steps = num_inference_steps
         self.check_inputs(
@@ -359,7 +357,7 @@ class VQDiTPipeline(DiffusionPipeline):
                 image_step, text_step = step - image_start, step - text_start
                 has_image_step = 0 <= image_step < len(image_timesteps)
                 has_text_step = 0 <= text_step < len(text_timesteps)
-                # A condition of which nothing is known yet guides nowhere, and its rows would be computed for nothing.
+                # By a condition of which nothing is known yet there is no guidance.
                 knows_text = negative_codes is not None or bool((text_codes != text_mask_id).any())
                 scale = text_scale = 1.0
                 if guides_image and has_image_step and knows_text:
@@ -734,8 +732,8 @@ class VQDiTPipeline(DiffusionPipeline):
 
     def _pad_after_end(self, text_codes: torch.LongTensor) -> torch.LongTensor:
         """Text codes `(B, S/r, G)` that end at the first padding."""
-        is_padding = (text_codes == self.transformer.text_pad_id).any(dim=-1).cumsum(dim=1) > 0  # (B, S/r)
-        return text_codes.masked_fill(is_padding[..., None], self.transformer.text_pad_id)
+        pad_id = self.transformer.text_pad_id
+        return text_codes.masked_fill((text_codes == pad_id).any(-1, keepdim=True).cumsum(dim=1) > 0, pad_id)
 
     # What is returned
 

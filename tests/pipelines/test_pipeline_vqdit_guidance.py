@@ -52,8 +52,9 @@ def test_a_linear_schedule_grows_from_no_guidance_to_the_scale(tiny_pipeline, mo
     codes_of(tiny_pipeline, **settings, num_text_inference_steps=3, joint_order="together")
     assert scales == [(1, 1), (2, 2), (3, 3), (4, 1), (5, 1)]  # each over its own steps, and off after them
     assert [len(call["image_codes"]) for call in calls] == [1, 3, 3, 2, 2]
-    image_scales, text_scales = [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1)], [(1, 1), (1, 2), (1, 3)]
-    for order, expected in (("text_first", text_scales + image_scales), ("image_first", image_scales + text_scales)):
+    text_first = [(1, 1)] * 3 + [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1)]  # by what is not known there is no guidance
+    image_first = [(1, 1)] * 5 + [(1, 1), (1, 2), (1, 3)]
+    for order, expected in (("text_first", text_first), ("image_first", image_first)):
         scales.clear()
         codes_of(tiny_pipeline, **settings, num_text_inference_steps=3, joint_order=order)
         assert scales == expected
@@ -72,12 +73,14 @@ def test_guidance_acts_inside_its_interval_and_costs_nothing_outside(tiny_pipeli
     calls, scales = watch_transformer(tiny_pipeline), watch_scales(tiny_pipeline, monkeypatch)
     settings = {"text_guidance_scale": 2.0, "guidance_interval": interval}
     codes_of(tiny_pipeline, **settings, joint_order="together")
-    assert scales == [(3, 2) if step in guided else (1, 1) for step in range(5)]
-    assert [len(call["image_codes"]) for call in calls] == [3 if step in guided else 1 for step in range(5)]
+    # At the first step neither side knows anything that could guide the other.
+    assert scales == [(3, 2) if step in guided and step > 0 else (1, 1) for step in range(5)]
+    assert [len(call["image_codes"]) for call in calls] == [
+        3 if step in guided[guided[0] == 0 :] else 1 for step in range(5)
+    ]
     scales.clear()
     codes_of(tiny_pipeline, **settings)  # the times are those of each modality
-    assert [text_scale for _, text_scale in scales] == [2 if step in guided else 1 for step in range(5)] + [1] * 5
-    assert [scale for scale, _ in scales] == [1] * 5 + [3 if step in guided else 1 for step in range(5)]
+    assert scales == [(1, 1)] * 5 + [(3, 1) if step in guided else (1, 1) for step in range(5)]
 
 
 def test_an_interval_holds_the_times_at_its_ends(tiny_pipeline, monkeypatch):
@@ -123,7 +126,8 @@ def test_a_negative_prompt_stands_for_the_unknown_text_where_the_image_is_guided
     calls = watch_transformer(tiny_pipeline)
     codes_of(tiny_pipeline, negative_prompt="a blue star", text_guidance_scale=2.0, joint_order="together")
     negative = tiny_pipeline.prepare_text_codes(tiny_pipeline.tokenize(["a blue star"], 1))
-    for call in calls:
+    assert len(calls[0]["text_codes"]) == 2  # of the picture nothing is known yet that could guide the text
+    for call in calls[1:]:
         both, guides_image, guides_text = call["text_codes"]
         assert torch.equal(guides_image, negative[0]) and torch.equal(guides_text, both)
         assert call["text_timestep"][1] == 0

@@ -362,9 +362,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         if self.config.temperature == 0:
             drawn = logits.argmax(dim=-1)
         else:
-            # Subtracting the maximum first keeps a tiny temperature from overflowing to inf - inf inside the softmax.
-            scaled = (logits - logits.amax(dim=-1, keepdim=True)) / self.config.temperature
-            drawn = _invert_cdf(self._filter(scaled), _rand_for(is_masked, generator)[is_masked])
+            drawn = _invert_cdf(self.drawing_logits(logits), _rand_for(is_masked, generator)[is_masked])
         log_probs = logits.log_softmax(dim=-1).gather(-1, drawn[:, None]).squeeze(-1)  # (M,)
         if log_probs.isnan().any():
             raise ValueError(
@@ -512,8 +510,22 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             return _highest(-self._confidences, is_remaskable, counts)
         return _highest(_rand_for(is_remaskable, generator), is_remaskable, counts)
 
-    def _filter(self, logits: torch.Tensor) -> torch.Tensor:
-        """(M, V), with -inf for classes that `top_k` and `top_p` leave out."""
+    def drawing_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """
+        The logits whose softmax codes are drawn from: at `temperature`, -inf for classes that `top_k` and `top_p`
+        leave out.
+
+        Args:
+            logits (`torch.Tensor` of shape `(M, V)`):
+                Raw logits of M codes.
+
+        Returns:
+            `torch.Tensor` of shape `(M, V)`.
+        """
+        if self.config.temperature == 0:
+            return torch.full_like(logits, -math.inf).scatter(-1, logits.argmax(dim=-1, keepdim=True), 0.0)
+        # Subtracting the maximum first keeps a tiny temperature from overflowing to inf - inf inside the softmax.
+        logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.config.temperature
         if self.config.top_k is not None:
             logits = TopKLogitsWarper(self.config.top_k)(None, logits)
         if self.config.top_p < 1:

@@ -86,8 +86,8 @@ def student_scheduler(scheduler: MaskedDiffusionScheduler) -> MaskedDiffusionSch
     """
     The scheduler that a student ships with.
 
-    It is the teacher's with temperature 1: the student has learnt what the teacher draws at its temperature, and would
-    be sharpened twice.
+    It is the teacher's with temperature 1 and nothing cut off: the student has learnt what the teacher draws at its
+    temperature, top-k and top-p, and would be sharpened twice.
 
     Args:
         scheduler (`MaskedDiffusionScheduler`):
@@ -96,7 +96,7 @@ def student_scheduler(scheduler: MaskedDiffusionScheduler) -> MaskedDiffusionSch
     Returns:
         `MaskedDiffusionScheduler`
     """
-    return type(scheduler).from_config(scheduler.config, temperature=1.0)
+    return type(scheduler).from_config(scheduler.config, temperature=1.0, top_k=None, top_p=1.0)
 
 
 def check_teacher(teacher: nn.Module, sizes: Mapping[str, Any]) -> None:
@@ -320,7 +320,7 @@ class _Walk:
         self.mask_token_id, self.hidden = hidden_codes.mask_token_id, hidden_codes.hidden
         self.is_generated = self.hidden.flatten(1).any(dim=1)  # (B,)
         self.given = self.codes != self.mask_token_id
-        self.temperature, self.generators = scheduler.config.temperature, generators
+        self.scheduler, self.generators = scheduler, generators
         self.log_targets: torch.Tensor | None = None  # (M, V)
 
         # A scheduler takes all rows through the same times: so one for the rows of each of the student's passes.
@@ -336,7 +336,8 @@ class _Walk:
     def learn(self, logits: torch.Tensor) -> None:
         """The prediction becomes the target of the codes that are hidden still."""
         is_open = (self.codes == self.mask_token_id)[self.hidden]  # (M,)
-        log_targets = _log_probs(logits[self.hidden][is_open], self.temperature)
+        log_targets = self.scheduler.drawing_logits(logits[self.hidden][is_open].float()).log_softmax(dim=-1)
+        log_targets = log_targets.clamp(min=MIN_LOG_TARGET)
         if self.log_targets is None:  # all of them are, before the first step
             self.log_targets = log_targets
         else:
@@ -389,16 +390,6 @@ def _extrapolate(logits: torch.Tensor, alone: torch.Tensor, rows: torch.Tensor, 
     guided = logits.clone()
     guided[rows] = alone + scale * (logits[rows] - alone)
     return guided
-
-
-def _log_probs(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """What the scheduler draws from, as log-probabilities, `(M, V)` to `(M, V)`."""
-    logits = logits.float()
-    if temperature == 0:
-        log_probs = torch.full_like(logits, -math.inf).scatter(-1, logits.argmax(dim=-1, keepdim=True), 0.0)
-    else:
-        log_probs = (logits / temperature).log_softmax(dim=-1)
-    return log_probs.clamp(min=MIN_LOG_TARGET)
 
 
 # Student

@@ -125,9 +125,8 @@ def test_the_teacher_goes_the_way_that_the_pipeline_goes(tiny_pipeline, given):
         seen.append(args or (kwargs["image_codes"], kwargs["text_codes"]))
 
     tiny_pipeline.transformer.register_forward_pre_hook(watch_model, with_kwargs=True)
-    tiny_pipeline(
-        prompt, picture, num_inference_steps=6, guidance_scale=3.0, text_guidance_scale=2.0, generator=generators(1)
-    )
+    settings = {"num_inference_steps": 6, "guidance_scale": 3.0, "text_guidance_scale": 2.0}
+    tiny_pipeline(prompt, picture, **settings, joint_order="together", generator=generators(1))
     states, seen = [tuple(codes[:1].clone() for codes in call) for call in seen], []
     image_codes, text_codes = states[0]
     image, text = (
@@ -332,9 +331,18 @@ def test_the_first_pass_is_learnt_with_nothing_known(student, teacher):
 # What ships, and what is refused
 
 
-def test_a_student_ships_with_the_settings_of_its_teacher_but_for_the_temperature():
-    shipped = student_scheduler(TEXT_SCHEDULER)
-    assert dict(shipped.config) == dict(TEXT_SCHEDULER.config) | {"temperature": 1.0}
+def test_a_student_ships_with_the_settings_of_its_teacher_but_for_what_is_in_its_weights():
+    teachers = hf_vqdit.MaskedDiffusionScheduler.from_config(TEXT_SCHEDULER.config, top_k=5, top_p=0.9)
+    found, expected = dict(student_scheduler(teachers).config), dict(TEXT_SCHEDULER.config) | {"temperature": 1.0}
+    found.pop("_use_default_values"), expected.pop("_use_default_values")
+    assert found == expected
+
+
+def test_targets_are_cut_off_where_the_teacher_cuts_off(teacher):
+    scheduler = hf_vqdit.MaskedDiffusionScheduler(top_k=3)
+    image, text = all_hidden(2, text_given=True)
+    found, _ = teacher_log_targets(teacher, image, text, scheduler, scheduler, generators(2), DistillationConfig())
+    assert ((found.exp() > 1e-9).sum(dim=1) == 3).all()
 
 
 @pytest.mark.parametrize(

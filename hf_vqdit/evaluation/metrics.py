@@ -196,8 +196,8 @@ class PictureSetFigures:
         self.frechet_distance.reset()
         self.frechet_distance.update(features, real=False)
         return {
-            # Between equal sets rounding may take it a little below 0.
-            "fid_tokenizer_latents": max(0.0, self.frechet_distance.compute().item()),
+            # Between equal sets rounding may take it a little below 0. (`max` would turn NaN into the best value.)
+            "fid_tokenizer_latents": self.frechet_distance.compute().clamp(min=0).item(),
             "diversity_tokenizer_latents": (torch.pdist(features).mean() / self.real_distance).item(),
         }
 

@@ -199,7 +199,7 @@ def run_sweep(
     judge: ShapesJudge | None = None,
     batch_size: int = 125,
 ) -> Sweep:
-    """Samples with every setting and compares them. The pipeline is afterwards as it was.
+    """Samples with every setting and compares them. The pipeline has its own schedulers afterwards.
 
     Args:
         pipeline (`VQDiTPipeline`): The pipeline.
@@ -394,9 +394,12 @@ def _run_direction(
     results, left_out = [bench.run(base, seeds)], []
     for setting in tqdm(variations, desc=f"Settings of {direction.replace('_', ' ')}"):
         try:
-            results.append(bench.run(setting, seeds))
+            with changed_schedulers(bench.pipeline, setting):
+                pass
         except ValueError as error:  # a scheduler that knows less, or a combination that it does not allow
             left_out.append((setting, str(error)))
+        else:
+            results.append(bench.run(setting, seeds))
     return results, left_out
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """How a sample comes about: the codes after every step of a pipeline's call, as an animation."""
 
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ LAST_FRAME_STEPS = 8  # how many steps long the finished samples stay
 
 class SamplingTrace:
     """A `callback_on_step_end` that remembers the codes of every step, and shows them when the call is done.
+
+    A call that takes no step (`strength=0`) leaves what was remembered of the last one.
 
     A code that is not decoded yet is a field of the checkerboard, a token that is not decoded yet is `_`.
 
@@ -42,6 +45,11 @@ class SamplingTrace:
         self, pipeline: DiffusionPipeline, step: int, timestep: torch.Tensor, callback_kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """Called by the pipeline after each step; changes nothing. A first step forgets the last call's."""
+        if not {"image_codes", "text_codes"} <= callback_kwargs.keys():
+            raise ValueError(
+                "`callback_on_step_end_tensor_inputs` must hold 'image_codes' and 'text_codes', as by default, got "
+                f"{tuple(callback_kwargs)}."
+            )
         if step == 0:
             self.steps = []
         self.steps.append({name: codes[: self.num_samples].clone() for name, codes in callback_kwargs.items()})
@@ -121,9 +129,11 @@ class SamplingTrace:
 
 def read_known(tokenizer: Any, token_ids: list[int], is_unknown: list[bool]) -> str:
     """A caption up to its end, each unknown token as `_`."""
+    ends = (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    tokens = list(zip(token_ids, is_unknown, strict=True))
+    tokens = list(takewhile(lambda token: token[1] or token[0] not in ends, tokens))
     pieces = []
-    for token_id, unknown in zip(token_ids, is_unknown, strict=True):
-        if not unknown and token_id in (tokenizer.eos_token_id, tokenizer.pad_token_id):
-            break
-        pieces.append(f" {UNKNOWN_TOKEN}" if unknown else tokenizer.decode([token_id]))
+    for unknown, run in groupby(tokens, key=lambda token: token[1]):
+        ids = [token_id for token_id, _ in run]  # decoded together: a letter may take several tokens
+        pieces.append(f" {UNKNOWN_TOKEN}" * len(ids) if unknown else tokenizer.decode(ids))
     return "".join(pieces).strip()

@@ -195,8 +195,8 @@ class VQDiTPipeline(DiffusionPipeline):
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
                 The pictures: `(H, W, 3)` arrays or `(3, H, W)` tensors in [0, 1], if not PIL.
             mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-                White (0.5 or more) where `image` shall be generated anew, in the size of `image`. Nothing of the
-                picture under the mask is looked at, and every code that the mask touches is generated.
+                White (0.5 or more) where `image` shall be generated anew, in the size of `image`. Nothing under the
+                mask is looked at (but with `strength` below 1), and every code that the mask touches is generated.
             negative_prompt (`str` or `list[str]`, *optional*):
                 What the picture is guided away from: it stands for the unknown caption in the guidance of the picture,
                 and nowhere else. Ignored, with a warning, where that guidance is off.
@@ -375,12 +375,12 @@ class VQDiTPipeline(DiffusionPipeline):
                         image_logits, timestep, image_codes, frozen_mask=image_given, **step_kwargs
                     )
                 if has_text_step:
-                    text_timestep = text_timesteps[text_step]
                     text_codes, text_prediction = self.text_scheduler.step(
-                        text_logits, text_timestep, text_codes, frozen_mask=text_given, **step_kwargs
+                        text_logits, text_timesteps[text_step], text_codes, frozen_mask=text_given, **step_kwargs
                     )
                     if not (has_image_step and len(image_timesteps) >= len(text_timesteps)):
-                        timestep = text_timestep
+                        timestep = text_timesteps[text_step]
+                del predicted, image_logits, text_logits  # or they would live beside the next ones
                 if text_step + 1 == len(text_timesteps):  # the image may go on, given the text as it is returned
                     text_codes = self._pad_after_end(text_codes)
 
@@ -395,8 +395,7 @@ class VQDiTPipeline(DiffusionPipeline):
         images = texts = None
         if "image" in generated:
             image_codes = torch.where(image_codes == image_mask_id, image_prediction, image_codes)
-            kept = (pixels, masked_pixels) if composite else None
-            images = self.decode_images(image_codes, output_type, kept)
+            images = self.decode_images(image_codes, output_type, (pixels, masked_pixels) if composite else None)
         if "text" in generated:
             text_codes = torch.where(text_codes == text_mask_id, text_prediction, text_codes)
             text_codes = self._pad_after_end(text_codes)
@@ -456,7 +455,7 @@ class VQDiTPipeline(DiffusionPipeline):
         ):
             if value not in known:
                 raise ValueError(f"`{name}` must be one of {known}, got {value!r}.")
-        if image_position not in (None, "center") and not _is_pair(image_position, int, 0, float("inf")):
+        if not (_is_pair(image_position, int, 0, float("inf")) or str(image_position) in ("None", "center")):
             raise ValueError(
                 f'`image_position` must be "center" or a pair (left, top) of integers >= 0, got {image_position!r}.'
             )
@@ -615,8 +614,7 @@ class VQDiTPipeline(DiffusionPipeline):
     ) -> tuple[torch.LongTensor, int]:
         """
         The image codes `(B, h, w)` with which a run begins, and the index of its first step in `scheduler.timesteps`
-        (their number if none is run): the one place that knows how much noise a `strength` means. Codes that are not
-        given are noised for the time of that step, and are all MASK by default.
+        (their number if none is run). Codes not given are noised for the time of that step: by default all are MASK.
         """
         mask_id, timesteps = self.transformer.image_mask_id, self.scheduler.timesteps
         # The small term keeps products that are whole in exact arithmetic (0.29 * 100) from falling one short.
@@ -671,8 +669,11 @@ class VQDiTPipeline(DiffusionPipeline):
         self, inputs: dict[str, tuple[torch.LongTensor, torch.LongTensor]], rows: dict[str, ForwardRows]
     ) -> None:
         """Bring `rows` up to date with the image and text codes of each kind, in one batch of those that changed."""
-        if getattr(self.transformer, "is_cache_enabled", False):  # diffusers' caches need the same batch each time
-            rows.clear()
+        has_cache = getattr(
+            self.transformer, "is_cache_enabled", False
+        )  # diffusers' own needs the same batch each time
+        for kind in [kind for kind in rows if has_cache or kind not in inputs]:  # logits are large
+            del rows[kind]
         is_new = {}  # (B,) of each kind
         for kind, (image_codes, text_codes) in inputs.items():
             is_new[kind] = torch.ones(len(image_codes), dtype=torch.bool, device=image_codes.device)
@@ -680,7 +681,7 @@ class VQDiTPipeline(DiffusionPipeline):
                 is_new[kind] = (image_codes != rows[kind].image_codes).flatten(1).any(dim=1)
                 is_new[kind] |= (text_codes != rows[kind].text_codes).flatten(1).any(dim=1)
             if is_new[kind].all():
-                rows.pop(kind, None)  # before there are others: logits are large
+                rows.pop(kind, None)  # before there are others
         images, texts = (torch.cat([codes[i][is_new[kind]] for kind, codes in inputs.items()]) for i in range(2))
         if len(images) == 0:
             return
@@ -781,7 +782,7 @@ class VQDiTPipeline(DiffusionPipeline):
                 f" got {picture.dtype} and shape {tuple(picture.shape)}. `PIL.Image.fromarray` reads arrays of bytes."
             )
         pixels = self.image_processor.preprocess(picture).cpu().double()
-        if pixels.shape[1] != self.vqvae.config.in_channels or pixels.min() < 0 or pixels.max() > 1:
+        if pixels.shape[1] != self.vqvae.config.in_channels or not (pixels.min() >= 0 and pixels.max() <= 1):
             raise ValueError(
                 f"`image` must have {self.vqvae.config.in_channels} channels, last in an array and first in a tensor,"
                 f" and values in [0, 1], got {pixels.shape[1]} channels and values from {pixels.min():g} to"
@@ -868,14 +869,13 @@ def _choose_modalities(output_modalities: tuple[str, ...] | None, image_is_open:
     return chosen
 
 
-def _fill(pixels: torch.Tensor, is_masked: torch.BoolTensor, num_rings: int = 4) -> torch.Tensor:
+def _fill(pixels: torch.Tensor, is_masked: torch.BoolTensor) -> torch.Tensor:
     """
     (B, C, H, W) with masked pixels (B, 1, H, W) replaced by what surrounds them: some rings pixel by pixel, the rest
     from the picture at half its size. Blank ones would change codes all over: the encoder's group norms see them.
     """
-    known = (~is_masked).to(pixels)
-    pixels = pixels * known
-    for _ in range(num_rings):
+    known, pixels = (~is_masked).to(pixels), pixels.masked_fill(is_masked, 0)
+    for _ in range(4):
         num_known = F.avg_pool2d(known, 3, stride=1, padding=1, divisor_override=1)
         ring = F.avg_pool2d(pixels, 3, stride=1, padding=1, divisor_override=1) / num_known.clamp(min=1)
         pixels, known = torch.where(known > 0, pixels, ring), (num_known > 0).to(pixels)
@@ -883,7 +883,7 @@ def _fill(pixels: torch.Tensor, is_masked: torch.BoolTensor, num_rings: int = 4)
         return pixels
     share_known = F.avg_pool2d(known, 2, ceil_mode=True)
     half = F.avg_pool2d(pixels, 2, ceil_mode=True) / torch.where(share_known > 0, share_known, 1)
-    half = _fill(half, share_known == 0, num_rings)
+    half = _fill(half, share_known == 0)
     return torch.where(known > 0, pixels, F.interpolate(half, pixels.shape[2:]))
 
 

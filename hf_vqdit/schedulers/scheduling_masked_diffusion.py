@@ -104,8 +104,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     Probabilities and noise are computed in float64: Gumbel noise from float32 uniforms ends at 16.6 and quietly lowers
     the temperature. A code is drawn by inverting the cumulative distribution at one uniform for each position. With a
-    list of generators a row draws from its own alone, and a row without a MASK draws nothing: what is sampled for a
-    row does not depend on the rest of the batch.
+    list of generators a row draws from its own alone, and a row with nothing to decode or to remask draws nothing:
+    what is sampled for a row does not depend on the rest of the batch.
 
     Time runs from 0 (clean) to 1 (all MASK). A run may begin at any of `timesteps`, with a sample that [`add_noise`]
     made for that time. `scheduler.order` is diffusers' attribute of that name (1: one model call a step); the order of

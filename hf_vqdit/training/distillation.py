@@ -145,9 +145,9 @@ def distillation_objective(
     Self-distillation through time (SDTT, Deschenaux & Gulcehre 2024) with the guidance distilled in (Meng 2023). From
     the hidden state the teacher takes `num_teacher_steps / num_student_steps` sampling steps with the scheduler's own
     `step`. The target of a hidden code is the distribution that the teacher drew it from in the pass at which it was
-    decoded, guided and at the scheduler's temperature; for a code that is still hidden at the end, the teacher's last
-    prediction. The student predicts them all at once, and without a second row for the guidance. A condition that
-    is not there guides nothing, so a row without one distils the teacher without guidance.
+    decoded: guided, and at the scheduler's temperature, top-k and top-p. For a code that is still hidden at the end it
+    is the teacher's last prediction. The student predicts them all at once, and without a second row for the guidance.
+    A condition that is not there guides nothing, so a row without one distils the teacher without guidance.
 
     Times are first moved to where the student's passes are: see `grid_fraction`. One may be exactly 1, where the first
     pass begins. What is trained is settled before, by the kind of the row: a condition, given or missing, never is.
@@ -336,8 +336,9 @@ class _Walk:
     def learn(self, logits: torch.Tensor) -> None:
         """The prediction becomes the target of the codes that are hidden still."""
         is_open = (self.codes == self.mask_token_id)[self.hidden]  # (M,)
-        log_targets = self.scheduler.drawing_logits(logits[self.hidden][is_open].float()).log_softmax(dim=-1)
-        log_targets = log_targets.clamp(min=MIN_LOG_TARGET)
+        # In float64, as the scheduler draws: what top-p keeps must be the same.
+        log_targets = self.scheduler.drawing_logits(logits[self.hidden][is_open].double()).log_softmax(dim=-1)
+        log_targets = log_targets.float().clamp(min=MIN_LOG_TARGET)
         if self.log_targets is None:  # all of them are, before the first step
             self.log_targets = log_targets
         else:

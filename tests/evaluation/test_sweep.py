@@ -276,3 +276,11 @@ def test_one_picture_for_everything_has_no_diversity(tiny_pipeline, held_out):
     figures = PictureSetFigures(tiny_pipeline.vqvae, held_out.pixel_values)
     same = held_out.pixel_values[:1].expand(5, -1, -1, -1)
     assert figures.measure(same)["diversity_tokenizer_latents"] == pytest.approx(0, abs=1e-6)
+
+
+def test_broken_pictures_have_no_distance_rather_than_the_best(tiny_pipeline):
+    real = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    broken = real.clone()
+    broken[0, 0, 0, 0] = torch.nan
+    measured = PictureSetFigures(tiny_pipeline.vqvae, real).measure(broken)
+    assert not measured["fid_tokenizer_latents"] >= 0

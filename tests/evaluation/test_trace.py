@@ -80,3 +80,17 @@ def test_nothing_recorded_is_an_error_that_says_what_to_do(tiny_pipeline):
         SamplingTrace().draw(tiny_pipeline)
     with pytest.raises(ValueError, match="`num_samples` must be at least 1, got 0"):
         SamplingTrace(num_samples=0)
+
+
+def test_letters_of_several_tokens_are_decoded_together(tiny_pipeline):
+    ids = tiny_pipeline.tokenizer("红心 a").input_ids
+    assert len(ids) > 4 and read_known(tiny_pipeline.tokenizer, ids, [False] * len(ids)) == "红心 a"
+
+
+def test_both_modalities_must_be_recorded(tiny_pipeline):
+    with pytest.raises(ValueError, match="must hold 'image_codes' and 'text_codes'"):
+        tiny_pipeline(
+            num_inference_steps=1,
+            callback_on_step_end=SamplingTrace(),
+            callback_on_step_end_tensor_inputs=("image_codes",),
+        )

@@ -444,3 +444,11 @@ BYTES = np.zeros((32, 32, 3), dtype=np.uint8)
 def test_bad_input_is_an_error_that_names_the_value_and_the_remedy(tiny_pipeline, arguments, error, message):
     with pytest.raises(error, match=message):
         tiny_pipeline(**arguments)
+
+
+@pytest.mark.parametrize("value", (np.nan, np.inf))
+def test_pixels_that_are_no_numbers_are_refused(tiny_pipeline, value):
+    pixels = np.full((32, 32, 3), 0.5)
+    pixels[3, 4] = value
+    with pytest.raises(ValueError, match=r"values in \[0, 1\]"):
+        tiny_pipeline(image=pixels)

@@ -15,6 +15,7 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 MASK_SCHEDULES = ("cosine", "linear", "arccos")
 ORDERS = ("ancestral", "confidence", "random", "halton")
 # The ways to remask, and the strengths at which their paper (ReMDM, Wang 2025) runs them.
+MAX_DRAWING_ENTRIES = 2**24  # logits that are drawn from at once: 128 MB in float64
 REMASKING_ETAS = {"cap": 0.008, "rescale": 0.015, "confidence": 1.0, "loop": 0.02}
 
 logger = logging.get_logger(__name__)
@@ -358,12 +359,9 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         next_rate = self.mask_rate(self._path_time(index + 1)).item()
 
         # What the masked positions become
-        logits = model_output.reshape(*codes.shape, mask_token_id)[is_masked].double()  # (M, V)
-        if self.config.temperature == 0:
-            drawn = logits.argmax(dim=-1)
-        else:
-            drawn = _invert_cdf(self.drawing_logits(logits), _rand_for(is_masked, generator)[is_masked])
-        log_probs = logits.log_softmax(dim=-1).gather(-1, drawn[:, None]).squeeze(-1)  # (M,)
+        logits = model_output.reshape(*codes.shape, mask_token_id)[is_masked]  # (M, V)
+        uniform = None if self.config.temperature == 0 else _rand_for(is_masked, generator)[is_masked]  # (M,)
+        drawn, log_probs = self._draw(logits, uniform)  # (M,)
         if log_probs.isnan().any():
             raise ValueError(
                 "`model_output` holds NaN or +inf, or forbids every class, at a masked position. Check the weights,"
@@ -449,6 +447,23 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         if progress > loop_start:
             return self._start_time - (self._start_time - loop_time) * (1 - progress) / (1 - loop_start)
         return loop_time * min(1.0, progress / loop_end)
+
+    # The choice of codes
+
+    def _draw(self, logits: torch.Tensor, uniform: torch.Tensor | None) -> tuple[torch.LongTensor, torch.Tensor]:
+        """A code (M,) for each row of logits (M, V), and the logarithm of its probability, by some rows at a time."""
+        num_rows = max(1, MAX_DRAWING_ENTRIES // logits.shape[1])  # float64 and sorting take ten times the logits
+        drawn = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+        log_probs = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
+        for start in range(0, len(logits), num_rows):
+            rows = slice(start, start + num_rows)
+            chunk = logits[rows].double()
+            if uniform is None:
+                drawn[rows] = chunk.argmax(dim=-1)
+            else:
+                drawn[rows] = _invert_cdf(self.drawing_logits(chunk), uniform[rows])
+            log_probs[rows] = chunk.log_softmax(dim=-1).gather(-1, drawn[rows, None]).squeeze(-1)
+        return drawn, log_probs
 
     # The choice of positions
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from hf_vqdit.schedulers import MaskedDiffusionScheduler
+from hf_vqdit.schedulers import MaskedDiffusionScheduler, scheduling_masked_diffusion
 from hf_vqdit.schedulers.scheduling_masked_diffusion import _gumbel, _invert_cdf
 
 SCHEDULES = ("cosine", "linear", "arccos")
@@ -467,3 +467,12 @@ def test_a_step_before_set_timesteps_or_with_another_batch_is_an_error():
 def test_times_that_are_no_times_are_an_error(timesteps, error, message):
     with pytest.raises(error, match=message):
         MaskedDiffusionScheduler().add_noise(torch.zeros(2, 6, dtype=torch.int64), timesteps, mask_token_id=9)
+
+
+@pytest.mark.parametrize("config", ({}, {"temperature": 0.0}, {"top_k": 3, "top_p": 0.8}))
+def test_drawing_some_rows_at_a_time_changes_nothing(run, noisy_model, monkeypatch, config):
+    scheduler, sample = MaskedDiffusionScheduler(**config), torch.full((3, 4, 5), 9)
+    whole = run(scheduler, noisy_model(9), sample, 4, generators(1, 2, 3))
+    monkeypatch.setattr(scheduling_masked_diffusion, "MAX_DRAWING_ENTRIES", 20)  # two rows
+    parts = run(scheduler, noisy_model(9), sample, 4, generators(1, 2, 3))
+    assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))

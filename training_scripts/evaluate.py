@@ -254,7 +254,7 @@ def draw_page(tasks: Tasks, restored: torch.Tensor, answers: Answers) -> Image.I
         for pixel_values in (
             tasks.pairs.pixel_values,
             answers.drawn,
-            restored,
+            restored[: len(tasks.pairs)],
             answers.inpainted,
             answers.joint.pixel_values,
         )

@@ -15,6 +15,9 @@ from typing import Any
 from diffusers import DiffusionPipeline, SchedulerMixin
 from tqdm.auto import tqdm
 
+from hf_vqdit.pipelines.pipeline_vqdit import JOINT_ORDERS
+from hf_vqdit.schedulers.scheduling_masked_diffusion import ORDERS
+
 from .judge import ShapesJudge
 from .metrics import PictureSetFigures, caption_chrf, caption_exact, read_captions, share_equal
 from .sampling import HeldOutPairs, Samples, sample
@@ -26,7 +29,6 @@ NUM_STEPS = (2, 4, 8, 12, 16, 24, 32)
 GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)  # of pictures, by captions
 TEXT_GUIDANCE_SCALES = (1.0, 1.5, 2.0)  # of captions, by pictures
 TEMPERATURES = (0.6, 0.8, 1.0)
-ORDERS = ("ancestral", "confidence", "random", "halton")
 REMASKING = (  # kinds and strengths: ReMDM (Wang 2025) has many steps; at these few a stronger one may pay
     (None, None),
     ("cap", 0.02),
@@ -38,7 +40,6 @@ REMASKING = (  # kinds and strengths: ReMDM (Wang 2025) has many steps; at these
     ("loop", 0.02),
     ("loop", 0.1),
 )
-JOINT_ORDERS = ("text_first", "image_first", "together")
 
 
 @dataclass(frozen=True)

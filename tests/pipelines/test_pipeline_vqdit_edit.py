@@ -5,38 +5,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from pipeline_inputs import LEFT_HALF, PROMPT, generator, generators, picture, rectangle, watch_transformer
 
-PROMPT = "a small red circle on a white background"
 SIZES = ((16, 48), (40, 24))
-
-
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def generator(seed=0):
-    return generators(seed)[0]
-
-
-def picture(seed=0, size=(32, 32)):
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    return PIL.Image.fromarray(pixels)
-
-
-def rectangle(top, left, bottom, right, size=(32, 32)):
-    mask = np.zeros(size, dtype=np.uint8)
-    mask[top:bottom, left:right] = 255
-    return PIL.Image.fromarray(mask)
-
-
-LEFT_HALF = rectangle(0, 0, 32, 16)
-
-
-def watch_transformer(pipeline):
-    """The inputs of every call of the transformer from now on."""
-    calls = []
-    pipeline.transformer.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
-    return calls
 
 
 def codes_of(pipeline, **arguments):

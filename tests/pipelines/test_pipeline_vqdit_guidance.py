@@ -7,24 +7,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from pipeline_inputs import PROMPT, generator, generators, watch_transformer
 
-PROMPT = "a small red circle on a white background"
 PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
-
-
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def generator(seed=0):
-    return generators(seed)[0]
-
-
-def watch_transformer(pipeline):
-    """The inputs of every call of the transformer from now on."""
-    calls = []
-    pipeline.transformer.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
-    return calls
 
 
 def watch_scales(pipeline, monkeypatch):

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         """A micro-batch through the model: its output, and the terms of the loss, row by row."""
         image = batch["pixel_values"] if "image" in args.modalities else None
         text = batch["input_ids"] if "text" in args.modalities else None
-        output = vqvae(image=image, text=text, quantize=codebooks.quantize)
+        output = vqvae(image, text, codebooks.quantize, args.gradient_estimator)
         has = (batch["has_image"], batch["has_text"])
         return output, tokenizer_losses(
             output, batch["pixel_values"], batch["input_ids"], *has, tokenizer.pad_token_id
@@ -92,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         losses = run.averages(step + 1)  # ends the run here if one is NaN
 
         # After the optimizer the codebooks follow the encoder, and the averages follow both
+        usage = codebooks.step(step + 1, schedule.get_last_lr()[0])
         schedule.step()
-        usage = codebooks.step(step + 1)
         if ema is not None:
             ema.step(model.parameters())
 
@@ -163,24 +163,18 @@ def make_model(args: TrainVQVAEArguments, tokenizer: PreTrainedTokenizerFast) ->
 
 def make_codebook_trainer(args: TrainVQVAEArguments, model: MultimodalVQVAE) -> CodebookTrainer:
     """The trainer of the model's codebooks; fine-tuning goes on from the codes that are there, without a start."""
-    children = model.named_children()
-    quantizers = {name.removesuffix("_quantizer"): child for name, child in children if name.endswith("_quantizer")}
+    if model.config.shared_codebook:
+        quantizers = {"shared": model.image_quantizer}
+    else:
+        children = model.named_children()
+        quantizers = {name.removesuffix("_quantizer"): part for name, part in children if name.endswith("_quantizer")}
     # The decoder gets used to the codes at the end of training: none is restarted there.
     settings = {"restart_until_step": int(0.8 * args.max_train_steps), **args.codebook_kwargs}
-    trainer = CodebookTrainer(quantizers, start_step=args.quantizer_start_step, seed=args.seed, **settings)
+    trainer = CodebookTrainer(
+        quantizers, start_step=args.quantizer_start_step, update=args.codebook_update, seed=args.seed, **settings
+    )
     if args.pretrained_model_name_or_path is not None:
-        codebooks = {name: quantizer.codebook.detach() for name, quantizer in quantizers.items()}
-        trainer.load_state_dict(
-            {
-                name: {
-                    "cluster_size": torch.ones_like(codebook[:, 0]),  # as if each code had been chosen once a step
-                    "vector_sum": codebook.clone(),
-                    "reservoir": codebook[:0].clone(),
-                    "is_started": True,
-                }
-                for name, codebook in codebooks.items()
-            }
-        )
+        trainer.start_from_codes()
     return trainer
 
 
@@ -188,15 +182,16 @@ def observe(
     codebooks: CodebookTrainer, output: MultimodalVQVAEOutput, batch: dict[str, Any], pad_token_id: int
 ) -> None:
     """Shows the codebooks what a micro-batch was encoded to; without padding and missing modalities."""
+    image, text = ("shared", "shared") if "shared" in codebooks.quantizers else ("image", "text")
     if output.image_latents is not None:
         latents = output.image_latents.movedim(1, -1)  # (B, h, w, D)
         mask = batch["has_image"][:, None, None].expand(latents.shape[:-1])
-        codebooks.observe("image", latents, output.image_codes, mask)
+        codebooks.observe(image, latents, output.image_codes, mask)
     if output.text_latents is not None:
         latents = output.text_latents  # (B, S/r, G, D)
         is_token = batch["input_ids"] != pad_token_id  # (B, S)
         is_chunk = is_token.unflatten(1, (latents.shape[1], -1)).any(dim=-1) & batch["has_text"][:, None]
-        codebooks.observe("text", latents, output.text_codes, is_chunk[:, :, None].expand(latents.shape[:-1]))
+        codebooks.observe(text, latents, output.text_codes, is_chunk[:, :, None].expand(latents.shape[:-1]))
 
 
 def validate(

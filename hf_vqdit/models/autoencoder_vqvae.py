@@ -162,6 +162,47 @@ class VectorQuantizer(nn.Module):
         return self.normalize(F.embedding(codes, self.codebook))
 
 
+def straight_through(vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The value of `targets` with the gradient of `vectors` (Bengio 2013)."""
+    return vectors + (targets - vectors).detach()
+
+
+def rotation_trick(vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The value of `targets`, as a constant rotation and scaling of `vectors` (Fifty 2024).
+
+    The gradient turns with the vector: its angle to `targets` on the way out is its angle to `vectors` on the way in.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(..., D)`): Where the gradient goes.
+        targets (`torch.Tensor` of shape `(..., D)`): The value.
+
+    Returns:
+        `torch.Tensor` of shape `(..., D)`.
+    """
+    source, target = F.normalize(vectors.detach(), dim=-1), F.normalize(targets.detach(), dim=-1)
+    middle = F.normalize(source + target, dim=-1)
+    # R = I - 2 middle middle^T + 2 target source^T turns source into target, in the plane of the two.
+    rotated = vectors - 2 * _dot(vectors, middle) * middle + 2 * _dot(vectors, source) * target
+    length = vectors.detach().norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    return rotated * (targets.detach().norm(dim=-1, keepdim=True) / length)
+
+
+def _dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return (left * right).sum(dim=-1, keepdim=True)
+
+
+# How the gradient passes a quantizer, by name.
+GRADIENT_ESTIMATORS = {"straight_through": straight_through, "rotation_trick": rotation_trick}
+
+
+def _identity_linear(width: int) -> nn.Linear:
+    """A linear layer that starts as the identity."""
+    layer = nn.Linear(width, width)
+    nn.init.eye_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class ImageEncoder(nn.Module):
     """Pixels to vectors: a convolutional encoder over patches of pixels, and a linear shortcut around it.
 
@@ -289,6 +330,9 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         image_codebook_size (`int`, *optional*, defaults to 1024): V_x; `None` for a tokenizer of text alone.
         code_dim (`int`, *optional*, defaults to 8): Dimension of an image code.
         l2_normalize (`bool`, *optional*, defaults to `True`): Vectors and codes of unit length.
+        shared_codebook (`bool`, *optional*, defaults to `False`):
+            One codebook for both modalities, with a linear projection of each into it and out of it. Sizes and
+            dimensions of the two must then be equal.
         text_codec (`str`, *optional*, defaults to `"vq"`):
             `"vq"`, `"identity"` (codes are token ids: the plain-token baseline) or `None` (pictures alone).
         vocab_size (`int`, *optional*): Size of the text tokenizer's vocabulary; needed unless `text_codec` is `None`.
@@ -321,6 +365,7 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         image_codebook_size: int | None = 1024,
         code_dim: int = 8,
         l2_normalize: bool = True,
+        shared_codebook: bool = False,
         text_codec: str | None = "vq",
         vocab_size: int | None = None,
         text_codebook_size: int = 1024,
@@ -335,6 +380,8 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         self._check_text_config()
+        if shared_codebook:
+            self._check_shared_codebook()
         if image_codebook_size is not None:
             blocks = {"block_out_channels": block_out_channels, "layers_per_block": layers_per_block}
             blocks |= {"norm_num_groups": norm_num_groups, "mid_block_add_attention": False}
@@ -355,9 +402,14 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
             nn.init.normal_(self.token_embedding.weight, std=text_width**-0.5)  # it is the output matrix too
             self.text_encoder = TextEncoder(*layout)
             self.text_decoder = TextDecoder(*layout, num_layers=num_text_decoder_layers)
-            self.text_quantizer = VectorQuantizer(text_codebook_size, text_code_dim, l2_normalize)
+            if shared_codebook:  # registered once: tied parameters do not save
+                object.__setattr__(self, "text_quantizer", self.image_quantizer)
+            else:
+                self.text_quantizer = VectorQuantizer(text_codebook_size, text_code_dim, l2_normalize)
             self.text_latents_mean = nn.Parameter(torch.full((text_code_dim,), float("nan")), requires_grad=False)
             self.text_latents_std = nn.Parameter(torch.full((text_code_dim,), float("nan")), requires_grad=False)
+        for name in ("image_project_in", "image_project_out", "text_project_in", "text_project_out"):
+            setattr(self, name, _identity_linear(code_dim) if shared_codebook else nn.Identity())
 
     def _check_text_config(self) -> None:
         config = self.config
@@ -380,6 +432,20 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
                 "The identity text codec has one code a token: `text_downsample_factor` and `text_num_groups` "
                 "must be 1, got "
                 f"{config.text_downsample_factor} and {config.text_num_groups}."
+            )
+
+    def _check_shared_codebook(self) -> None:
+        config = self.config
+        if config.image_codebook_size is None or config.text_codec != "vq":
+            raise ValueError(
+                "`shared_codebook` needs two codecs with a codebook; got `image_codebook_size` = "
+                f"{config.image_codebook_size} and `text_codec` = {config.text_codec!r}."
+            )
+        image, text = (config.image_codebook_size, config.code_dim), (config.text_codebook_size, config.text_code_dim)
+        if image != text:
+            raise ValueError(
+                "`shared_codebook` is one table: `image_codebook_size` and `text_codebook_size`, `code_dim` and "
+                f"`text_code_dim` must be equal; got {image} for images and {text} for text."
             )
 
     # ------------------------------------------------------------------------------------------------ sizes and ids
@@ -499,9 +565,10 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         image: torch.Tensor | None = None,
         text: torch.LongTensor | None = None,
         quantize: bool = True,
+        gradient_estimator: str = "straight_through",
         return_dict: bool = True,
     ) -> MultimodalVQVAEOutput | tuple:
-        """Reconstruction with the straight-through gradient: what training calls.
+        """Reconstruction with a gradient that passes the quantization: what training calls.
 
         Args:
             image (`torch.FloatTensor` of shape `(B, 3, H, W)`, *optional*):
@@ -511,17 +578,28 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
             quantize (`bool`, *optional*, defaults to `True`):
                 `False` passes the vectors on as they are: the first steps of training, before the codebooks are
                 started.
+            gradient_estimator (`str`, *optional*, defaults to `"straight_through"`):
+                How the gradient passes: `"straight_through"` or `"rotation_trick"`. The values are the same.
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether to return an output object rather than a tuple.
 
         Returns:
             [`MultimodalVQVAEOutput`], or the tuple of its entries.
+
+        Raises:
+            ValueError: If neither modality is given, a shape does not fit, or the estimator is unknown.
         """
         self._check_one_given(image=image, text=text)
+        if gradient_estimator not in GRADIENT_ESTIMATORS:
+            raise ValueError(
+                f"`gradient_estimator` is {gradient_estimator!r}; it must be one of {list(GRADIENT_ESTIMATORS)}."
+            )
         output = {}
         if image is not None:
             vectors = self._image_vectors(image)  # (B, h, w, D)
-            passed, output["image_codes"], losses = self._quantize(self.image_quantizer, vectors, quantize)
+            passed, output["image_codes"], losses = self._quantize(
+                self.image_quantizer, vectors, quantize, gradient_estimator
+            )
             output["image_latents"] = vectors.movedim(-1, 1)
             output["image"] = self._decode_image(passed)
             output["image_commitment_loss"] = losses.flatten(1).mean(dim=1)  # (B,)
@@ -533,7 +611,7 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
                 output["text_commitment_loss"] = torch.zeros(text.shape[0], device=text.device)
             else:
                 vectors = self._text_vectors(text)  # (B, S/r, G, D)
-                passed, codes, losses = self._quantize(self.text_quantizer, vectors, quantize)
+                passed, codes, losses = self._quantize(self.text_quantizer, vectors, quantize, gradient_estimator)
                 output["text_logits"] = self._decode_text(passed, is_padding)
                 losses = losses.mean(dim=(2, 3)).masked_fill(is_padding, 0.0)  # (B, S/r)
                 output["text_commitment_loss"] = losses.sum(dim=1) / (~is_padding).sum(dim=1).clamp(min=1)  # (B,)
@@ -561,11 +639,12 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
                 f"resize or crop it."
             )
         latents = self.image_encoder(image.to(self.image_encoder.shortcut.weight.dtype))  # (B, D, h, w)
-        return self.image_quantizer.normalize(latents.movedim(1, -1))
+        return self.image_quantizer.normalize(self.image_project_in(latents.movedim(1, -1)))
 
     def _text_vectors(self, text: torch.LongTensor) -> torch.Tensor:
         """Token ids (B, S) to the vectors that are quantized, (B, S/r, G, D), float32."""
-        return self.text_quantizer.normalize(self.text_encoder(self.token_embedding(text)))
+        latents = self.text_encoder(self.token_embedding(text))
+        return self.text_quantizer.normalize(self.text_project_in(latents))
 
     def _is_padding_chunk(self, text: torch.LongTensor) -> torch.BoolTensor:
         """Token ids (B, S) to (B, S/r): whether all r tokens of a chunk are padding."""
@@ -581,24 +660,30 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
 
     @staticmethod
     def _quantize(
-        quantizer: VectorQuantizer, vectors: torch.Tensor, quantize: bool
+        quantizer: VectorQuantizer,
+        vectors: torch.Tensor,
+        quantize: bool,
+        gradient_estimator: str = "straight_through",
     ) -> tuple[torch.Tensor, torch.LongTensor | None, torch.Tensor]:
         """What the decoder sees, the codes, and the squared distance to them, element by element."""
         if not quantize:
             return vectors, None, torch.zeros_like(vectors)
         codes = quantizer(vectors)
         quantized = quantizer.lookup(codes)
-        # The commitment loss pulls the encoder to the (fixed) code; the codebook follows by its moving average.
-        return vectors + (quantized - vectors).detach(), codes, (vectors - quantized.detach()).square()
+        passed = GRADIENT_ESTIMATORS[gradient_estimator](vectors, quantized)
+        # The commitment loss pulls the encoder to the (fixed) code; the codebook is trained from outside.
+        return passed, codes, (vectors - quantized.detach()).square()
 
     def _decode_image(self, vectors: torch.Tensor) -> torch.Tensor:
         """Vectors (B, h, w, D) to pixels (B, C, H, W)."""
-        return self.image_decoder(vectors.movedim(-1, 1).to(self.image_decoder.shortcut.weight.dtype))
+        vectors = self.image_project_out(vectors.to(self.image_decoder.shortcut.weight.dtype))
+        return self.image_decoder(vectors.movedim(-1, 1))
 
     def _decode_text(self, vectors: torch.Tensor, is_padding: torch.BoolTensor) -> torch.Tensor:
         """Vectors (B, S/r, G, D) to token logits (B, S, vocabulary); a padding chunk reads padding."""
+        vectors = self.text_project_out(vectors.to(self.text_decoder.proj_in.weight.dtype))
         vectors = vectors.masked_fill(is_padding[:, :, None, None], 0.0)
-        hidden_states = self.text_decoder(vectors.to(self.text_decoder.proj_in.weight.dtype), is_padding)
+        hidden_states = self.text_decoder(vectors, is_padding)
         logits = F.linear(
             hidden_states, self.token_embedding.weight
         ).float()  # tied by use: tied parameters do not save

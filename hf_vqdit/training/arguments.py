@@ -174,6 +174,12 @@ class TrainVQVAEArguments(HubArguments, LoopArguments, OptimizationArguments, Da
     quantizer_start_step: int = field(
         default=100, metadata=_help("Optimizer steps without quantization, before the codebooks start by k-means.")
     )
+    gradient_estimator: Literal["straight_through", "rotation_trick"] = field(
+        default="straight_through", metadata=_help("How the decoders' gradient passes the quantization.")
+    )
+    codebook_update: Literal["ema", "gradient"] = field(
+        default="ema", metadata=_help("How codes follow their vectors: by a moving average, or by Adam.")
+    )
     codebook_kwargs: Keywords = field(
         default_factory=Keywords,
         metadata=_help("Further arguments of `CodebookTrainer`, as JSON; laid over those of the YAML."),

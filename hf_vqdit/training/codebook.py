@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
-"""How a codebook learns: k-means start, exponential moving average, restart of codes that nobody uses.
+"""How a codebook learns: k-means start, moving average or gradient, restart of codes that nobody uses.
 
 The models never change their codebooks. Training gathers what the encoder produced over all micro-batches and
 processes of one optimizer step, in the order of the global batch, and changes the codebooks once, after the optimizer.
@@ -9,9 +9,9 @@ So gradient accumulation and checkpointing change nothing, and all processes hol
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 
 from hf_vqdit.models.autoencoder_vqvae import VectorQuantizer, nearest_codes
+from hf_vqdit.training.distributed import broadcast, gather, gather_rows, rank, sum_over_ranks
 
 
 @dataclass
@@ -25,6 +25,7 @@ class CodebookState:
         reservoir (`torch.FloatTensor` of shape `(R, D)`): The newest vectors seen, for the start and the restarts.
         is_started (`bool`): Whether the k-means start is done.
         pending (`list`): Vectors `(N, D)` and their codes, micro-batch by micro-batch, since the last step.
+        optimizer (`torch.optim.Adam`, *optional*): Of a codebook on the gradient.
     """
 
     cluster_size: torch.Tensor
@@ -32,6 +33,12 @@ class CodebookState:
     reservoir: torch.Tensor
     is_started: bool
     pending: list[tuple[torch.Tensor, torch.Tensor | None]]
+    optimizer: torch.optim.Adam | None
+
+
+# How the codes follow the vectors that choose them.
+CODEBOOK_UPDATES = ("ema", "gradient")
+ADAM_BETAS = (0.9, 0.99)
 
 
 class CodebookTrainer:
@@ -40,14 +47,21 @@ class CodebookTrainer:
     Call [`observe`] for each micro-batch and [`step`] once an optimizer step, after the optimizer. While [`quantize`]
     is False the model is to be run with `quantize=False`.
 
-    Moving average with Laplace smoothing: van den Oord 2017, appendix A.1, with the averages started from the k-means
-    masses so that they need no debiasing. Restart: a code whose share of the vectors falls below `restart_threshold /
-    V` moves onto a vector of the reservoir, drawn in proportion to its squared distance from its code (the law of
-    k-means++, Arthur & Vassilvitskii 2007), so that what is served worst is served first.
+    Codes follow their vectors in one of two ways. `"ema"`: as their moving average with Laplace smoothing (van den
+    Oord 2017, appendix A.1), the averages started from the k-means masses so that they need no debiasing.
+    `"gradient"`: by Adam, without weight decay, on the codebook loss mean |sg[z] - e|^2 (eq. 3 there, the term without
+    beta). Its gradient follows from the same counts and sums, so that the codebook stays out of the networks' graph:
+    clipping does not see it, weight averages copy it, and no process waits for a gradient that is not there before the
+    start.
+
+    Restart: a code whose share of the vectors falls below `restart_threshold / V` moves onto a vector of the
+    reservoir, drawn in proportion to its squared distance from its code (the law of k-means++, Arthur & Vassilvitskii
+    2007), so that what is served worst is served first.
 
     Args:
         quantizers (`dict[str, VectorQuantizer]`): The quantizers by name.
         start_step (`int`): Optimizer steps without quantization before the k-means start; at least 1.
+        update (`str`, *optional*, defaults to `"ema"`): How codes follow their vectors: `"ema"` or `"gradient"`.
         decay (`float`, *optional*, defaults to 0.99): Decay of the moving averages.
         restart_every (`int`, *optional*, defaults to 50): Optimizer steps between restarts; 0 for none.
         restart_until_step (`int`, *optional*):
@@ -61,7 +75,7 @@ class CodebookTrainer:
         seed (`int`, *optional*, defaults to 0): Seed of the picks.
 
     Raises:
-        ValueError: If `start_step` is below 1 or `decay` outside [0, 1).
+        ValueError: If `start_step` is below 1, `update` unknown, or `decay` outside [0, 1).
     """
 
     def __init__(
@@ -69,6 +83,7 @@ class CodebookTrainer:
         quantizers: dict[str, VectorQuantizer],
         *,
         start_step: int,
+        update: str = "ema",
         decay: float = 0.99,
         restart_every: int = 50,
         restart_until_step: int | None = None,
@@ -83,9 +98,11 @@ class CodebookTrainer:
             raise ValueError(
                 f"`start_step` is {start_step}; the codebooks start from vectors of at least 1 earlier step."
             )
+        if update not in CODEBOOK_UPDATES:
+            raise ValueError(f"`update` is {update!r}; it must be one of {CODEBOOK_UPDATES}.")
         if not 0 <= decay < 1:
             raise ValueError(f"`decay` is {decay}; it must lie in [0, 1).")
-        self.quantizers = quantizers
+        self.quantizers, self.update = quantizers, update
         self.start_step, self.decay, self.epsilon, self.seed = start_step, decay, epsilon, seed
         self.restart_every, self.restart_until_step = restart_every, restart_until_step
         self.restart_threshold, self.max_restart_fraction = restart_threshold, max_restart_fraction
@@ -97,9 +114,17 @@ class CodebookTrainer:
                 reservoir=quantizer.codebook.new_zeros(0, quantizer.codebook.shape[1]),
                 is_started=False,
                 pending=[],
+                optimizer=torch.optim.Adam([quantizer.codebook], betas=ADAM_BETAS) if update == "gradient" else None,
             )
             for name, quantizer in quantizers.items()
         }
+
+    def start_from_codes(self) -> None:
+        """Takes the codes that are there for started, each as if it had been chosen once a step: for fine-tuning."""
+        for name, state in self.states.items():
+            state.cluster_size.fill_(1.0)
+            state.vector_sum.copy_(self.quantizers[name].codebook)
+            state.is_started = True
 
     @property
     def quantize(self) -> bool:
@@ -126,16 +151,22 @@ class CodebookTrainer:
         self.states[name].pending.append((vectors, codes))
 
     @torch.no_grad()
-    def step(self, global_step: int) -> dict[str, float]:
+    def step(self, global_step: int, learning_rate: float | None = None) -> dict[str, float]:
         """Applies what was observed to the codebooks, once, and forgets it.
 
         Args:
             global_step (`int`): Optimizer steps done, this one included (1 after the first).
+            learning_rate (`float`, *optional*): That of the networks' optimizer; needed by a codebook on the gradient.
 
         Returns:
             `dict[str, float]`: `<name>_usage` (share of the codes that hold more than .01/V of the moving average),
             `<name>_perplexity` and `<name>_restarts`, once started.
+
+        Raises:
+            ValueError: If a codebook on the gradient gets no learning rate.
         """
+        if self.update == "gradient" and learning_rate is None:
+            raise ValueError("A codebook on the gradient needs the `learning_rate` of the step.")
         metrics = {}
         for name, quantizer in self.quantizers.items():
             state = self.states[name]
@@ -144,7 +175,11 @@ class CodebookTrainer:
                 if global_step >= self.start_step:
                     self._start(name, state, quantizer)
             else:
-                self._move(state, quantizer)
+                counts, sums = self._average(state)
+                if self.update == "gradient":
+                    self._descend(state, quantizer, counts, sums, learning_rate)
+                else:
+                    self._move_to_means(state, quantizer)
                 metrics[f"{name}_restarts"] = self._restart(name, state, quantizer, global_step)
                 share = state.cluster_size / state.cluster_size.sum()
                 metrics[f"{name}_usage"] = (share > 0.01 / len(share)).float().mean().item()
@@ -158,32 +193,56 @@ class CodebookTrainer:
         """Puts evenly spaced vectors of this step, in global-batch order, into the reservoir, and drops the oldest."""
         capacity = self.vectors_per_code * quantizer.codebook.shape[0]
         for vectors, _ in state.pending:
-            counts = _gather(torch.tensor([len(vectors)], device=vectors.device))
-            total, first = int(sum(counts)), int(sum(counts[: _rank()]))
+            counts = gather(torch.tensor([len(vectors)], device=vectors.device))
+            total, first = int(sum(counts)), int(sum(counts[: rank()]))
             picks = torch.arange(min(total, capacity), device=vectors.device)
             picks = (
                 picks * total // max(1, min(total, capacity)) - first
             )  # positions in the micro-batch of all processes
             picks = picks[(picks >= 0) & (picks < len(vectors))]
-            state.reservoir = torch.cat([state.reservoir, *_gather_rows(vectors[picks])])[-capacity:]
+            state.reservoir = torch.cat([state.reservoir, *gather_rows(vectors[picks])])[-capacity:]
 
-    def _move(self, state: CodebookState, quantizer: VectorQuantizer) -> None:
-        """One step of the moving averages."""
-        num_codes = quantizer.codebook.shape[0]
+    def _average(self, state: CodebookState) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step of the moving averages; returns the counts and sums of this step, over all processes."""
+        num_codes = len(state.cluster_size)
         counts, sums = torch.zeros_like(state.cluster_size), torch.zeros_like(state.vector_sum)
         for vectors, codes in state.pending:
             counts += torch.bincount(codes, minlength=num_codes)
             sums.index_add_(0, codes, vectors)
-        _sum_over_ranks(counts)
-        _sum_over_ranks(sums)
+        sum_over_ranks(counts)
+        sum_over_ranks(sums)
         state.cluster_size.lerp_(counts, 1 - self.decay)
         state.vector_sum.lerp_(sums, 1 - self.decay)
-        total = state.cluster_size.sum()
+        return counts, sums
+
+    def _move_to_means(self, state: CodebookState, quantizer: VectorQuantizer) -> None:
+        """Puts each code where the moving average of its vectors is."""
+        num_codes, total = len(state.cluster_size), state.cluster_size.sum()
         smoothed = (state.cluster_size + self.epsilon) / (total + num_codes * self.epsilon) * total
         means = state.vector_sum / smoothed.unsqueeze(1).clamp(min=torch.finfo(torch.float32).tiny)
         # A code that holds next to nothing keeps its place: its mean is noise.
         is_held = state.cluster_size > self.epsilon
         quantizer.codebook.copy_(torch.where(is_held.unsqueeze(1), quantizer.normalize(means), quantizer.codebook))
+
+    @staticmethod
+    def _descend(
+        state: CodebookState,
+        quantizer: VectorQuantizer,
+        counts: torch.Tensor,
+        sums: torch.Tensor,
+        learning_rate: float,
+    ) -> None:
+        """One step of Adam on mean |sg[z] - e|^2."""
+        codebook = quantizer.codebook
+        # Of code e_k, whose n_k vectors sum to s_k: 2 (n_k e_k - s_k) / (N D).
+        gradient = 2 * (counts.unsqueeze(1) * codebook - sums) / (counts.sum().clamp(min=1) * codebook.shape[1])
+        if quantizer.l2_normalize:  # what the loss sees is e / |e|: along e it does not change
+            gradient -= (gradient * codebook).sum(dim=1, keepdim=True) * codebook
+        codebook.grad = gradient
+        state.optimizer.param_groups[0]["lr"] = learning_rate
+        state.optimizer.step()
+        codebook.grad = None
+        codebook.copy_(quantizer.normalize(codebook))
 
     # Start and restart
 
@@ -199,7 +258,7 @@ class CodebookTrainer:
             raise ValueError(
                 f"The {name} codebook cannot start: no vector was observed. Does the data hold that modality?"
             )
-        if _rank() == 0:
+        if rank() == 0:
             # A vector that comes often (a frequent word) counts once, or it would take most of the centres.
             distinct = torch.unique(state.reservoir, dim=0)
             centres = self._kmeans(distinct, quantizer, self._generator(name, 0))
@@ -210,13 +269,13 @@ class CodebookTrainer:
             state.cluster_size.mul_(vectors_a_step / len(state.reservoir))
             state.vector_sum.copy_(centres * state.cluster_size.unsqueeze(1))
         for tensor in (quantizer.codebook.data, state.cluster_size, state.vector_sum):
-            _broadcast(tensor)
+            broadcast(tensor)
         state.is_started = True
 
     @staticmethod
     def _vectors_a_step(state: CodebookState) -> float:
         total = torch.tensor(float(sum(len(vectors) for vectors, _ in state.pending)), device=state.reservoir.device)
-        _sum_over_ranks(total)
+        sum_over_ranks(total)
         return min(len(state.reservoir), total.item())
 
     def _kmeans(self, vectors: torch.Tensor, quantizer: VectorQuantizer, generator: torch.Generator) -> torch.Tensor:
@@ -241,7 +300,7 @@ class CodebookTrainer:
         dead = dead[share[dead].argsort(stable=True)][: max(1, int(self.max_restart_fraction * num_codes))]
         if len(dead) == 0:
             return 0
-        if _rank() == 0:
+        if rank() == 0:
             nearest = quantizer.codebook[nearest_codes(state.reservoir, quantizer.codebook)]
             weights = (state.reservoir - nearest).square().sum(1).double().cpu() + 1e-12
             picks = torch.multinomial(
@@ -253,7 +312,10 @@ class CodebookTrainer:
             state.cluster_size[dead] = state.cluster_size.median()
             state.vector_sum[dead] = vectors * state.cluster_size[dead].unsqueeze(1)
         for tensor in (quantizer.codebook.data, state.cluster_size, state.vector_sum):
-            _broadcast(tensor)
+            broadcast(tensor)
+        if state.optimizer is not None:  # where it is now, it has no momentum
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state.optimizer.state[quantizer.codebook][moment][dead] = 0.0
         return len(dead)
 
     # Checkpoints
@@ -261,13 +323,17 @@ class CodebookTrainer:
     def state_dict(self) -> dict[str, dict]:
         """Everything that the next step depends on, besides the codebooks themselves."""
         names = ("cluster_size", "vector_sum", "reservoir", "is_started")
-        return {name: {key: getattr(state, key) for key in names} for name, state in self.states.items()}
+        state_dict = {name: {key: getattr(state, key) for key in names} for name, state in self.states.items()}
+        for name, state in self.states.items():
+            if state.optimizer is not None:
+                state_dict[name]["optimizer"] = state.optimizer.state_dict()
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, dict]) -> None:
         """Restores what [`state_dict`] returned.
 
         Raises:
-            ValueError: If the codebooks' names or sizes differ from those of the checkpoint.
+            ValueError: If the codebooks' names, sizes or update differ from those of the checkpoint.
         """
         if set(state_dict) != set(self.states):
             raise ValueError(
@@ -280,6 +346,15 @@ class CodebookTrainer:
                     f"The {name} codebook has shape {tuple(saved['vector_sum'].shape)} in the checkpoint and "
                     f"{tuple(state.vector_sum.shape)} in this run: resume with the configuration that was saved."
                 )
+            saved = dict(saved)
+            optimizer = saved.pop("optimizer", None)
+            if (optimizer is None) != (state.optimizer is None):
+                raise ValueError(
+                    f"This run's codebooks have the update {self.update!r}, those of the checkpoint the other one of "
+                    f"{CODEBOOK_UPDATES}: resume with the one that was saved."
+                )
+            if optimizer is not None:
+                state.optimizer.load_state_dict(optimizer)
             for key, value in saved.items():
                 setattr(state, key, value.to(state.vector_sum.device) if torch.is_tensor(value) else value)
 
@@ -297,42 +372,3 @@ def _spread_picks(vectors: torch.Tensor, num_picks: int, generator: torch.Genera
         picks = torch.cat([picks, new])
         distance = torch.minimum(distance, torch.cdist(vectors, vectors[new]).amin(1).square())
     return picks
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _rank() -> int:
-    return dist.get_rank() if _is_distributed() else 0
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if _is_distributed() else 1
-
-
-def _sum_over_ranks(tensor: torch.Tensor) -> None:
-    if _is_distributed():
-        dist.all_reduce(tensor)
-
-
-def _broadcast(tensor: torch.Tensor) -> None:
-    if _is_distributed():
-        dist.broadcast(tensor, src=0)
-
-
-def _gather(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors of all processes, of equal shape, by rank."""
-    if not _is_distributed():
-        return [tensor]
-    gathered = [torch.empty_like(tensor) for _ in range(_world_size())]
-    dist.all_gather(gathered, tensor)
-    return gathered
-
-
-def _gather_rows(rows: torch.Tensor) -> list[torch.Tensor]:
-    """The rows of all processes, by rank; their number may differ."""
-    counts = [int(count) for count in _gather(torch.tensor([len(rows)], device=rows.device))]
-    padded = rows.new_zeros(max(counts), rows.shape[1])
-    padded[: len(rows)] = rows
-    return [gathered[:count] for gathered, count in zip(_gather(padded), counts, strict=True)]

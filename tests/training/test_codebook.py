@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from hf_vqdit.models.autoencoder_vqvae import VectorQuantizer
-from hf_vqdit.training.codebook import CodebookTrainer
+from hf_vqdit.training.codebook import ADAM_BETAS, CodebookTrainer
 
 
 def trainer(num_codes: int = 8, dim: int = 3, l2_normalize: bool = False, **options) -> CodebookTrainer:
@@ -18,6 +18,9 @@ def trainer(num_codes: int = 8, dim: int = 3, l2_normalize: bool = False, **opti
 
 def vectors(number: int, dim: int = 3, seed: int = 0) -> torch.Tensor:
     return torch.randn(number, dim, generator=torch.Generator().manual_seed(seed))
+
+
+LEARNING_RATE = 0.02
 
 
 def observe(codebooks: CodebookTrainer, batch: torch.Tensor) -> None:
@@ -99,6 +102,74 @@ def test_codes_stay_on_the_sphere():
     torch.testing.assert_close(codebook(codebooks).norm(dim=1), torch.ones(8))
 
 
+# The codebook on the gradient
+
+
+@pytest.mark.parametrize("l2_normalize", [True, False])
+def test_the_gradient_update_is_adam_on_the_codebook_loss(l2_normalize):
+    codebooks = trainer(l2_normalize=l2_normalize, update="gradient")
+    observe(codebooks, vectors(100))
+    codebooks.step(1, LEARNING_RATE)
+    quantizer = codebooks.quantizers["image"]
+    expected = codebook(codebooks).detach().clone().requires_grad_()
+    adam = torch.optim.Adam([expected], lr=LEARNING_RATE, betas=ADAM_BETAS)
+    for step in (2, 3, 4):
+        batch = quantizer.normalize(vectors(100, seed=step))
+        codes = quantizer(batch)
+        observe(codebooks, batch)
+        codebooks.step(step, LEARNING_RATE)
+        adam.zero_grad()
+        (batch - quantizer.normalize(expected[codes])).square().mean().backward()
+        adam.step()
+        expected.data = quantizer.normalize(expected.data)
+        torch.testing.assert_close(codebook(codebooks).data, expected.data, atol=1e-5, rtol=1e-4)
+
+
+def test_the_gradient_update_brings_codes_back_to_their_vectors():
+    codebooks, batch = trainer(update="gradient"), vectors(200)
+    quantizer = codebooks.quantizers["image"]
+
+    def error() -> torch.Tensor:
+        return (batch - quantizer.lookup(quantizer(batch))).square().mean()
+
+    observe(codebooks, batch)
+    codebooks.step(1, LEARNING_RATE)
+    started = error()  # k-means has found a minimum
+    codebook(codebooks).data.add_(0.3)
+    assert error() > 1.1 * started
+    for step in range(2, 60):
+        observe(codebooks, batch)
+        codebooks.step(step, LEARNING_RATE)
+    assert error() < 1.01 * started
+    assert codebook(codebooks).grad is None and not codebook(codebooks).requires_grad
+
+
+def test_a_restarted_code_has_no_momentum():
+    codebooks = trainer(update="gradient", restart_every=3, max_restart_fraction=1.0)
+    batch = vectors(100)
+    for step in (1, 2):
+        observe(codebooks, batch)
+        codebooks.step(step, LEARNING_RATE)
+    state = codebooks.states["image"]
+    codebook(codebooks).data[0] = 100.0  # nobody will choose it
+    state.cluster_size[0] = 0.0
+    observe(codebooks, batch)
+    assert codebooks.step(3, LEARNING_RATE)["image_restarts"] == 1
+    moments = state.optimizer.state[codebook(codebooks)]
+    assert (moments["exp_avg"][0] == 0).all() and (moments["exp_avg"][1:] != 0).any()
+    assert (batch == codebook(codebooks)[0]).all(1).any()
+
+
+def test_the_gradient_update_wants_a_learning_rate_and_an_update_a_known_name():
+    with pytest.raises(ValueError, match="learning_rate"):
+        trainer(update="gradient").step(1)
+    with pytest.raises(ValueError, match="'sgd'.*ema"):
+        trainer(update="sgd")
+
+
+# Restarts
+
+
 def test_a_restarted_code_is_a_vector_of_the_data_and_outlives_the_next_step():
     codebooks = trainer(num_codes=8, restart_every=2, max_restart_fraction=1.0, decay=0.99)
     batch = vectors(100)
@@ -159,18 +230,19 @@ def test_micro_batches_equal_one_batch():
     torch.testing.assert_close(codebook(whole), codebook(parts), atol=1e-5, rtol=1e-5)
 
 
-def test_a_resumed_trainer_goes_on_bit_for_bit():
-    through = trainer(restart_every=2, num_codes=16)
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_a_resumed_trainer_goes_on_bit_for_bit(update):
+    through = trainer(restart_every=2, num_codes=16, update=update)
     for step in (1, 2, 3):
         observe(through, vectors(40, seed=step))
-        through.step(step)
-    resumed = trainer(restart_every=2, num_codes=16)
+        through.step(step, LEARNING_RATE)
+    resumed = trainer(restart_every=2, num_codes=16, update=update)
     resumed.load_state_dict(copy.deepcopy(through.state_dict()))
     codebook(resumed).data.copy_(codebook(through))
     for step in (4, 5, 6):
         for codebooks in (through, resumed):
             observe(codebooks, vectors(40, seed=step))
-            codebooks.step(step)
+            codebooks.step(step, LEARNING_RATE)
     assert torch.equal(codebook(through), codebook(resumed))
 
 
@@ -179,26 +251,29 @@ def test_a_checkpoint_of_another_codebook_is_refused():
         trainer(num_codes=8).load_state_dict(trainer(num_codes=16).state_dict())
     with pytest.raises(ValueError, match="holds codebooks"):
         trainer().load_state_dict({})
+    with pytest.raises(ValueError, match="update 'ema'"):
+        trainer().load_state_dict(trainer(update="gradient").state_dict())
 
 
-def _run_rank(rank: int, world_size: int, folder: str) -> None:
+def _run_rank(rank: int, world_size: int, folder: str, update: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
     torch.set_num_threads(1)
-    codebooks = trainer(restart_every=2, num_codes=16)
+    codebooks = trainer(restart_every=2, num_codes=16, update=update)
     for step in range(1, 21):
         batch = vectors(66, seed=step)
         observe(codebooks, batch[:40] if rank == 0 else batch[40:])  # ranks of unequal size: captions are
-        codebooks.step(step)
+        codebooks.step(step, LEARNING_RATE)
     torch.save(codebook(codebooks).data, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_hold_bit_equal_codes_and_equal_one_process(tmp_path):
-    mp.spawn(_run_rank, args=(2, str(tmp_path)), nprocs=2)
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_two_processes_hold_bit_equal_codes_and_equal_one_process(update, tmp_path):
+    mp.spawn(_run_rank, args=(2, str(tmp_path), update), nprocs=2)
     first, second = torch.load(tmp_path / "0.pt"), torch.load(tmp_path / "1.pt")
     assert torch.equal(first, second)
-    single = trainer(restart_every=2, num_codes=16)
+    single = trainer(restart_every=2, num_codes=16, update=update)
     for step in range(1, 21):
         observe(single, vectors(66, seed=step))
-        single.step(step)
+        single.step(step, LEARNING_RATE)
     torch.testing.assert_close(first, codebook(single).data, atol=1e-5, rtol=1e-5)

@@ -21,10 +21,12 @@ from hf_vqdit.data import PairDataset, collate_pairs, load_caption_tokenizer, lo
 from hf_vqdit.evaluation.metrics import tokenizer_figures
 from hf_vqdit.hub import push_to_hub, write_model_card
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAEOutput
+from hf_vqdit.training.adversarial import AdversarialTrainer
 from hf_vqdit.training.arguments import TrainVQVAEArguments, parse_arguments
 from hf_vqdit.training.codebook import CodebookTrainer
 from hf_vqdit.training.latents import measure_latents
-from hf_vqdit.training.losses import tokenizer_losses, weighted_mean
+from hf_vqdit.training.losses import RECONSTRUCTION_TERMS, ramp, tokenizer_losses, weighted_mean
+from hf_vqdit.training.perceptual import PerceptualLoss, load_perceptual_loss
 from hf_vqdit.training.previews import preview_reconstructions
 from hf_vqdit.training.run import TrainingRun, make_optimizer
 
@@ -56,21 +58,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     vqvae, optimizer = accelerator.prepare(model, optimizer)
     codebooks = make_codebook_trainer(args, model)
+    perceptual = make_perceptual_loss(args, accelerator.device)
+    adversary = make_adversary(args, model)
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True) if args.use_ema else None
-    run.register("vqvae", model, ema, schedule, codebooks, tokenizer=tokenizer)
+    stateful = [part for part in (schedule, codebooks, adversary) if part is not None]
+    run.register("vqvae", model, ema, *stateful, tokenizer=tokenizer)
 
-    def reconstruct(batch: dict[str, Any]) -> tuple[MultimodalVQVAEOutput, dict[str, torch.Tensor]]:
-        """A micro-batch through the model: its output, and the terms of the loss, row by row."""
+    def compute_loss(
+        batch: dict[str, Any], step: int
+    ) -> tuple[MultimodalVQVAEOutput, dict[str, torch.Tensor], torch.Tensor]:
+        """A micro-batch through the model: its output, the terms of the loss, row by row, and the loss."""
         image = batch["pixel_values"] if "image" in args.modalities else None
         text = batch["input_ids"] if "text" in args.modalities else None
         output = vqvae(image, text, codebooks.quantize, args.gradient_estimator)
-        has = (batch["has_image"], batch["has_text"])
-        return output, tokenizer_losses(
-            output, batch["pixel_values"], batch["input_ids"], *has, tokenizer.pad_token_id
-        )
+        critic = adversary.critic(step) if adversary is not None else None
+        inputs = [batch[name] for name in ("pixel_values", "input_ids", "has_image", "has_text")]
+        terms = tokenizer_losses(output, *inputs, tokenizer.pad_token_id, perceptual, critic)
+        weights = dict(args.loss_weights)
+        weights["alignment"] *= ramp(step, args.quantizer_start_step, args.alignment_ramp_steps)
+        if critic is not None:
+            reconstruction = {name: terms[name] for name in RECONSTRUCTION_TERMS if name in terms}
+            weights["image_adversarial"] *= adversary.weight(step) * adversary.adaptive_weight(
+                weighted_mean(reconstruction, weights),
+                terms["image_adversarial"].mean(),
+                model.image_decoder.decoder.conv_out.weight,
+            )
+        return output, terms, weighted_mean(terms, weights)
 
     if args.dry_run:
-        run.print_dry_run(lambda: weighted_mean(reconstruct(run.next_batch(batches))[1], args.loss_weights))
+        run.print_dry_run(lambda: compute_loss(run.next_batch(batches), run.first_step)[2])
         return
 
     # Loop
@@ -80,8 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for _ in range(args.gradient_accumulation_steps):
             batch = run.next_batch(batches)
             with accelerator.accumulate(vqvae):
-                output, terms = reconstruct(batch)
-                loss = weighted_mean(terms, args.loss_weights)
+                output, terms, loss = compute_loss(batch, step)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     grad_norm = accelerator.clip_grad_norm_(vqvae.parameters(), args.max_grad_norm)
@@ -89,9 +104,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 optimizer.zero_grad()
             observe(codebooks, output, batch, tokenizer.pad_token_id)
             run.gather({"loss": loss[None], **terms})
+            if adversary is not None:
+                run.gather(adversary.observe(step, batch["pixel_values"], output.image, batch["has_image"]))
         losses = run.averages(step + 1)  # ends the run here if one is NaN
 
         # After the optimizer the codebooks follow the encoder, and the averages follow both
+        if adversary is not None:
+            adversary.step()
         usage = codebooks.step(step + 1, schedule.get_last_lr()[0])
         schedule.step()
         if ema is not None:
@@ -156,6 +175,13 @@ def make_model(args: TrainVQVAEArguments, tokenizer: PreTrainedTokenizerFast) ->
         if "text" not in args.modalities:
             settings["text_codec"] = None
         model = MultimodalVQVAE(vocab_size=len(tokenizer), **args.model_init_kwargs | settings)
+    if args.loss_weights["alignment"] > 0 and model.config.projection_dim is None:
+        raise ValueError("`loss_weights` has alignment, which needs a model with embeddings: set `projection_dim`.")
+    if model.config.text_codec is not None and tokenizer.model_max_length % model.text_downsample_factor:
+        raise ValueError(
+            f"r = {model.text_downsample_factor} (`text_downsample_factor`) does not divide the text context of "
+            f"{tokenizer.model_max_length} tokens: choose another `model_max_length`."
+        )
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model
@@ -176,6 +202,27 @@ def make_codebook_trainer(args: TrainVQVAEArguments, model: MultimodalVQVAE) -> 
     if args.pretrained_model_name_or_path is not None:
         trainer.start_from_codes()
     return trainer
+
+
+def make_perceptual_loss(args: TrainVQVAEArguments, device: torch.device) -> PerceptualLoss | None:
+    """The network that was named to compare pictures by, if any."""
+    if args.perceptual_model_name_or_path is None:
+        return None
+    return load_perceptual_loss(args.perceptual_model_name_or_path, args.resolution).to(device)
+
+
+def make_adversary(args: TrainVQVAEArguments, model: MultimodalVQVAE) -> AdversarialTrainer | None:
+    """The trainer of the discriminator, if its term has a weight."""
+    if args.loss_weights["image_adversarial"] <= 0:
+        return None
+    return AdversarialTrainer(
+        resolution=args.resolution,
+        max_train_steps=args.max_train_steps,
+        in_channels=model.config.in_channels,
+        seed=args.seed,
+        device=model.device,
+        **args.discriminator_kwargs,
+    )
 
 
 def observe(

@@ -61,7 +61,8 @@ class MultimodalVQVAEOutput(BaseOutput):
     """Output of [`MultimodalVQVAE.forward`]: the reconstructions, and what training needs to know of the quantization.
 
     Codes are `None` when `quantize=False`. Commitment losses have shape `(B,)`: a mean over each row's own vectors
-    (without padding), so that the weight of a row does not depend on the rows beside it.
+    (without padding), so that the weight of a row does not depend on the rows beside it. Embeddings, of shape
+    `(B, projection_dim)` and unit length, are there when the model has a `projection_dim`.
     """
 
     image: torch.FloatTensor | None = None
@@ -72,6 +73,8 @@ class MultimodalVQVAEOutput(BaseOutput):
     text_latents: torch.FloatTensor | None = None
     image_commitment_loss: torch.FloatTensor | None = None
     text_commitment_loss: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
 
     def __post_init__(self):
         # accelerate rebuilds an output from a dictionary, which lands in the first field; diffusers unpacks it, but
@@ -309,6 +312,24 @@ class TextDecoder(nn.Module):
         return self.norm_out(hidden_states)  # (B, S, width)
 
 
+class PooledProjection(nn.Module):
+    """Code vectors of a picture or a caption to one embedding of unit length in a space that both share."""
+
+    def __init__(self, code_dim: int, projection_dim: int):
+        super().__init__()
+        self.proj_in = nn.Linear(code_dim, projection_dim)
+        self.proj_out = nn.Linear(projection_dim, projection_dim)
+
+    def forward(self, vectors: torch.Tensor, is_padding: torch.BoolTensor | None = None) -> torch.Tensor:
+        hidden_states = F.gelu(self.proj_in(vectors.to(self.proj_in.weight.dtype)))  # (B, L, projection_dim)
+        if is_padding is None:
+            pooled = hidden_states.mean(dim=1)
+        else:
+            is_real = ~is_padding.unsqueeze(-1)
+            pooled = (hidden_states * is_real).sum(dim=1) / is_real.sum(dim=1).clamp(min=1)
+        return F.normalize(self.proj_out(pooled).float(), dim=-1)  # (B, projection_dim)
+
+
 class MultimodalVQVAE(ModelMixin, ConfigMixin):
     r"""A VQ-VAE with one branch for pictures and one for captions; each can be used, or left out, alone.
 
@@ -344,6 +365,8 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
             they carry.
         text_width (`int`, *optional*, defaults to 256): Width of the text codec.
         num_text_decoder_layers (`int`, *optional*, defaults to 2): Transformer blocks of the text decoder.
+        projection_dim (`int`, *optional*):
+            Dimension of the embeddings that align the two modalities; by default there are none. Needs both codecs.
         pad_token_id (`int`, *optional*, defaults to 0): Token id of padding.
         eos_token_id (`int`, *optional*, defaults to 1): Token id of the end of the text.
         mask_token_id (`int`, *optional*, defaults to 2): Token id of `[MASK]`.
@@ -374,14 +397,14 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         text_num_groups: int = 1,
         text_width: int = 256,
         num_text_decoder_layers: int = 2,
+        projection_dim: int | None = None,
         pad_token_id: int = 0,
         eos_token_id: int = 1,
         mask_token_id: int = 2,
     ):
         super().__init__()
         self._check_text_config()
-        if shared_codebook:
-            self._check_shared_codebook()
+        self._check_shared_config()
         if image_codebook_size is not None:
             blocks = {"block_out_channels": block_out_channels, "layers_per_block": layers_per_block}
             blocks |= {"norm_num_groups": norm_num_groups, "mid_block_add_attention": False}
@@ -410,6 +433,9 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
             self.text_latents_std = nn.Parameter(torch.full((text_code_dim,), float("nan")), requires_grad=False)
         for name in ("image_project_in", "image_project_out", "text_project_in", "text_project_out"):
             setattr(self, name, _identity_linear(code_dim) if shared_codebook else nn.Identity())
+        if projection_dim is not None:
+            self.image_projection = PooledProjection(code_dim, projection_dim)
+            self.text_projection = PooledProjection(text_num_groups * text_code_dim, projection_dim)
 
     def _check_text_config(self) -> None:
         config = self.config
@@ -434,15 +460,16 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
                 f"{config.text_downsample_factor} and {config.text_num_groups}."
             )
 
-    def _check_shared_codebook(self) -> None:
+    def _check_shared_config(self) -> None:
         config = self.config
-        if config.image_codebook_size is None or config.text_codec != "vq":
-            raise ValueError(
-                "`shared_codebook` needs two codecs with a codebook; got `image_codebook_size` = "
-                f"{config.image_codebook_size} and `text_codec` = {config.text_codec!r}."
-            )
+        for name in ("shared_codebook", "projection_dim"):
+            if config[name] and (config.image_codebook_size is None or config.text_codec != "vq"):
+                raise ValueError(
+                    f"`{name}` = {config[name]} needs two codecs with a codebook; got `image_codebook_size` = "
+                    f"{config.image_codebook_size} and `text_codec` = {config.text_codec!r}."
+                )
         image, text = (config.image_codebook_size, config.code_dim), (config.text_codebook_size, config.text_code_dim)
-        if image != text:
+        if config.shared_codebook and image != text:
             raise ValueError(
                 "`shared_codebook` is one table: `image_codebook_size` and `text_codebook_size`, `code_dim` and "
                 f"`text_code_dim` must be equal; got {image} for images and {text} for text."
@@ -603,6 +630,8 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
             output["image_latents"] = vectors.movedim(-1, 1)
             output["image"] = self._decode_image(passed)
             output["image_commitment_loss"] = losses.flatten(1).mean(dim=1)  # (B,)
+            if self.config.projection_dim is not None:
+                output["image_embeds"] = self.image_projection(passed.flatten(1, 2))
         if text is not None:
             is_padding = self._is_padding_chunk(text)
             if self.config.text_codec == "identity":
@@ -615,6 +644,8 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
                 output["text_logits"] = self._decode_text(passed, is_padding)
                 losses = losses.mean(dim=(2, 3)).masked_fill(is_padding, 0.0)  # (B, S/r)
                 output["text_commitment_loss"] = losses.sum(dim=1) / (~is_padding).sum(dim=1).clamp(min=1)  # (B,)
+                if self.config.projection_dim is not None:
+                    output["text_embeds"] = self.text_projection(passed.flatten(2), is_padding)
             output["text_latents"] = vectors
             if codes is not None:
                 output["text_codes"] = codes.masked_fill(is_padding.unsqueeze(-1), self.text_pad_id)

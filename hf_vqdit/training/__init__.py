@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """Training: settings, the run, codebooks, times, losses. The loops themselves are in `training_scripts`."""
 
+from .adversarial import AdversarialTrainer
 from .arguments import TrainDiTArguments, TrainVQVAEArguments, parse_arguments
 from .codebook import CodebookTrainer
 from .distillation import DistillationConfig, distillation_objective, student_scheduler
@@ -10,6 +11,7 @@ from .run import TrainingRun
 from .times import TimeMixture, TimeTable, draw_times, row_generator, step_generator
 
 __all__ = [
+    "AdversarialTrainer",
     "CodebookTrainer",
     "DistillationConfig",
     "MaskedLoss",

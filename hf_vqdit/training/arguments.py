@@ -18,6 +18,7 @@ from hf_vqdit.data import load_pairs
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
 from hf_vqdit.models.transformer_vqdit import VQDiTModel
 from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
+from hf_vqdit.training.adversarial import AdversarialTrainer
 from hf_vqdit.training.codebook import CodebookTrainer
 from hf_vqdit.training.distillation import DistillationConfig
 from hf_vqdit.training.losses import TOKENIZER_LOSS_WEIGHTS
@@ -188,14 +189,46 @@ class TrainVQVAEArguments(HubArguments, LoopArguments, OptimizationArguments, Da
         default_factory=Keywords,
         metadata=_help(f"Weights of the loss terms, as JSON, laid over {TOKENIZER_LOSS_WEIGHTS}."),
     )
+    perceptual_model_name_or_path: str | None = field(
+        default=None, metadata=_help("Vision network of `image_perceptual`: a folder or repository. None by itself.")
+    )
+    discriminator_kwargs: Keywords = field(
+        default_factory=Keywords,
+        metadata=_help("Arguments of `AdversarialTrainer`, for `image_adversarial`, as JSON; over the YAML's."),
+    )
+    alignment_ramp_steps: int = field(
+        default=500,
+        metadata=_help("Optimizer steps over which the weight of `alignment` rises, from `quantizer_start_step` on."),
+    )
 
     def __post_init__(self) -> None:
         if not self.modalities <= {"image", "text"}:
             raise ValueError(f'`train_modalities` is {self.train_modalities!r}; give "image,text", "image" or "text".')
         self.model_init_kwargs.check("model_init_kwargs", MultimodalVQVAE)
         self.codebook_kwargs.check("codebook_kwargs", CodebookTrainer)
+        self.discriminator_kwargs.check("discriminator_kwargs", AdversarialTrainer)
         self.loss_weights.check("loss_weights", TOKENIZER_LOSS_WEIGHTS)
         self.loss_weights = Keywords(TOKENIZER_LOSS_WEIGHTS | self.loss_weights)
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        """A term and what it needs go together: neither is silently left out."""
+        weights = self.loss_weights
+        if (weights["image_perceptual"] > 0) != (self.perceptual_model_name_or_path is not None):
+            raise ValueError(
+                f"`loss_weights` has image_perceptual {weights['image_perceptual']} and "
+                f"`perceptual_model_name_or_path` is {self.perceptual_model_name_or_path!r}: give both or neither. No "
+                "network is fetched unasked."
+            )
+        if self.discriminator_kwargs and weights["image_adversarial"] <= 0:
+            raise ValueError("`discriminator_kwargs` have no effect without a `loss_weights` of image_adversarial.")
+        needed = {"image_perceptual": {"image"}, "image_adversarial": {"image"}, "alignment": {"image", "text"}}
+        for name, modalities in needed.items():
+            if weights[name] > 0 and not modalities <= self.modalities:
+                raise ValueError(
+                    f"`loss_weights` has {name} {weights[name]}, which needs {sorted(modalities)}; `train_modalities` "
+                    f"is {self.train_modalities!r}."
+                )
 
     @property
     def modalities(self) -> set[str]:

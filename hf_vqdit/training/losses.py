@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """The loss of the tokenizer: named terms, one number for each row, and their weighted sum."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +9,20 @@ import torch.nn.functional as F
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAEOutput
 
 # Every term that `tokenizer_losses` can return, with its default weight. A new term is one more entry here and there.
+# The three at 0 need something besides: a network to compare by, a discriminator, embeddings.
 TOKENIZER_LOSS_WEIGHTS = {
     "image_l1": 1.0,
     "image_l2": 1.0,
+    "image_perceptual": 0.0,
+    "image_adversarial": 0.0,
     "image_commitment": 0.25,  # beta of van den Oord 2017, eq. 3
     "text_cross_entropy": 1.0,
     "text_commitment": 0.25,
+    "alignment": 0.0,
 }
+# What the adversarial term is weighed against.
+RECONSTRUCTION_TERMS = ("image_l1", "image_l2", "image_perceptual")
+ALIGNMENT_TEMPERATURE = 0.07  # where CLIP starts (Radford 2021)
 
 
 def tokenizer_losses(
@@ -25,6 +32,8 @@ def tokenizer_losses(
     has_image: torch.BoolTensor,
     has_text: torch.BoolTensor,
     pad_token_id: int,
+    perceptual: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    critic: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The terms of the tokenizer's loss, row by row, in float32.
 
@@ -39,9 +48,12 @@ def tokenizer_losses(
         has_image (`torch.BoolTensor` of shape `(B,)`): False where the picture is missing.
         has_text (`torch.BoolTensor` of shape `(B,)`): False where the caption is missing.
         pad_token_id (`int`): Padding carries no loss: the decoder knows it from the codes.
+        perceptual (`Callable`, *optional*): Distances `(B,)` of two batches of pictures: a [`PerceptualLoss`].
+        critic (`Callable`, *optional*): Logits `(B, patches)` of pictures, high for real: a [`PatchDiscriminator`].
 
     Returns:
-        `dict[str, torch.FloatTensor]`: Terms of shape `(B,)`, named as in `TOKENIZER_LOSS_WEIGHTS`.
+        `dict[str, torch.FloatTensor]`: Terms of shape `(B,)`, named as in `TOKENIZER_LOSS_WEIGHTS`. `alignment` is
+        there for a model with embeddings of both modalities.
     """
     terms = {}
     if output.image is not None:
@@ -51,6 +63,10 @@ def tokenizer_losses(
             "image_l2": error.square().flatten(1).mean(dim=1),
             "image_commitment": output.image_commitment_loss.float(),
         }
+        if perceptual is not None:
+            image_terms["image_perceptual"] = perceptual(output.image, pixel_values)
+        if critic is not None:
+            image_terms["image_adversarial"] = -critic(output.image).mean(dim=1)  # hinge (Lim & Ye 2017)
         terms |= {name: term.where(has_image, 0.0) for name, term in image_terms.items()}
     if output.text_logits is not None:
         is_token = input_ids != pad_token_id  # (B, S)
@@ -60,7 +76,38 @@ def tokenizer_losses(
             "text_commitment": output.text_commitment_loss.float(),
         }
         terms |= {name: term.where(has_text, 0.0) for name, term in text_terms.items()}
+    if output.image_embeds is not None and output.text_embeds is not None:
+        has_pair = has_image & has_text
+        terms["alignment"] = contrastive_loss(output.image_embeds, output.text_embeds, input_ids, has_pair)
     return terms
+
+
+def contrastive_loss(
+    image_embeds: torch.Tensor, text_embeds: torch.Tensor, input_ids: torch.LongTensor, has_pair: torch.BoolTensor
+) -> torch.Tensor:
+    """Which caption belongs to which picture, and the reverse: InfoNCE both ways (CLIP, Radford 2021), row by row.
+
+    The others of the micro-batch are the wrong answers, without those whose caption is the same, which are right too.
+
+    Args:
+        image_embeds (`torch.FloatTensor` of shape `(B, D)`): Of unit length.
+        text_embeds (`torch.FloatTensor` of shape `(B, D)`): Of unit length.
+        input_ids (`torch.LongTensor` of shape `(B, S)`): The captions.
+        has_pair (`torch.BoolTensor` of shape `(B,)`): False where either side is missing: no answer, no loss.
+
+    Returns:
+        `torch.FloatTensor` of shape `(B,)`: Nats, the mean of both ways.
+    """
+    logits = image_embeds.float() @ text_embeds.float().T / ALIGNMENT_TEMPERATURE  # (B, B)
+    answers = torch.arange(len(logits), device=logits.device)
+    is_same = (input_ids.unsqueeze(0) == input_ids.unsqueeze(1)).all(dim=-1)
+    is_own = answers.unsqueeze(0) == answers.unsqueeze(1)
+    is_left_out = (is_same | ~has_pair) & ~is_own  # answer j of question i
+    both_ways = [
+        F.cross_entropy(own.masked_fill(is_left_out, -torch.inf), answers, reduction="none")
+        for own in (logits, logits.T)
+    ]
+    return torch.stack(both_ways).mean(dim=0).where(has_pair, 0.0)
 
 
 def weighted_mean(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:
@@ -74,3 +121,8 @@ def weighted_mean(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float
         `torch.FloatTensor`: A scalar.
     """
     return sum(weights[name] * term for name, term in terms.items()).mean()
+
+
+def ramp(step: int, start_step: int, num_steps: int) -> float:
+    """A weight after `step` optimizer steps: 0 up to `start_step`, then rising over `num_steps` to 1."""
+    return min(max((step - start_step + 1) / max(num_steps, 1), 0.0), 1.0)

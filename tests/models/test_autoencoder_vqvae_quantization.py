@@ -119,15 +119,42 @@ def test_a_shared_codebook_saves_loads_and_copies_as_one(tmp_path):
         assert torch.equal(other.image_quantizer.codebook, vqvae.image_quantizer.codebook)
 
 
+# Embeddings
+
+
+def test_embeddings_are_of_unit_length_and_know_nothing_of_padding_or_of_other_rows():
+    vqvae = tiny_vqvae(projection_dim=8, text_num_groups=2)
+    image, text = pictures(3), captions(3, 6, [6, 2, 4])
+    output = vqvae(image, text)
+    for embeds in (output.image_embeds, output.text_embeds):
+        torch.testing.assert_close(embeds.norm(dim=1), torch.ones(3))
+    longer = torch.nn.functional.pad(text, (0, 4), value=0)
+    torch.testing.assert_close(vqvae(text=longer).text_embeds, output.text_embeds, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(vqvae(image=image[1:2]).image_embeds, output.image_embeds[1:2], atol=1e-5, rtol=1e-5)
+    assert vqvae(image=image).text_embeds is None and tiny_vqvae()(image, text).image_embeds is None
+
+
+def test_embeddings_are_of_the_codes_and_train_both_encoders():
+    vqvae = tiny_vqvae(projection_dim=8)
+    image, text = pictures(2), captions(2, 4, [4, 2])
+    codes, output = vqvae.encode(image, text), vqvae(image, text)
+    of_codes = vqvae.image_projection(vqvae.image_quantizer.lookup(codes.image_codes).flatten(1, 2))
+    torch.testing.assert_close(of_codes, output.image_embeds, atol=1e-5, rtol=1e-5)
+    (output.image_embeds * output.text_embeds).sum().backward()
+    for parameter in (vqvae.image_encoder.shortcut.weight, vqvae.text_encoder.proj_out.weight):
+        assert parameter.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize(
     "config, message",
     [
         (SHARED | {"text_code_dim": 6}, r"must be equal; got \(32, 4\) for images and \(32, 6\) for text"),
         (SHARED | {"text_codebook_size": 48}, "must be equal"),
         (SHARED | {"text_codec": "identity"}, "needs two codecs with a codebook"),
-        (SHARED | {"image_codebook_size": None}, "needs two codecs with a codebook"),
+        (SHARED | {"image_codebook_size": None}, "`shared_codebook` = True needs two codecs with a codebook"),
+        ({"projection_dim": 8, "text_codec": None}, "`projection_dim` = 8 needs two codecs with a codebook"),
     ],
 )
-def test_a_codebook_that_cannot_be_shared_is_refused(config, message):
+def test_what_needs_two_codebooks_of_a_kind_is_refused_without_them(config, message):
     with pytest.raises(ValueError, match=message):
         tiny_vqvae(**config)

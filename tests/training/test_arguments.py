@@ -170,6 +170,21 @@ def test_modalities_that_do_not_exist_are_refused():
         parse_arguments(TrainVQVAEArguments, "vqvae", ["--output_dir", "x", "--train_modalities", "image,sound"])
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--loss_weights", '{"image_perceptual": 1}'], "`perceptual_model_name_or_path` is None: give both"),
+        (["--perceptual_model_name_or_path", "net"], "image_perceptual 0.0 and .*'net': give both"),
+        (["--discriminator_kwargs", '{"width": 8}'], "no effect without .*image_adversarial"),
+        (["--loss_weights", '{"image_adversarial": 1}', "--train_modalities", "text"], r"needs \['image'\]"),
+        (["--loss_weights", '{"alignment": 0.1}', "--train_modalities", "image"], r"needs \['image', 'text'\]"),
+    ],
+)
+def test_a_loss_and_what_it_needs_go_together(flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(TrainVQVAEArguments, "vqvae", ["--output_dir", "x", *flags])
+
+
 def test_the_resolved_settings_are_a_file_that_gives_the_same_settings(config, tmp_path):
     for arguments_class, section in ((TrainVQVAEArguments, "vqvae"), (TrainDiTArguments, "dit")):
         arguments = parse_arguments(arguments_class, section, ["--config", str(config), "--seed", "7"])

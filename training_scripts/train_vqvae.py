@@ -29,8 +29,9 @@ from hf_vqdit.training.losses import RECONSTRUCTION_TERMS, ramp, tokenizer_losse
 from hf_vqdit.training.perceptual import PerceptualLoss, load_perceptual_loss
 from hf_vqdit.training.previews import preview_reconstructions
 from hf_vqdit.training.run import TrainingRun, make_optimizer
+from hf_vqdit.training.transitions import fit_bigram_transitions
 
-NUM_LATENTS_PAIRS = 2048  # training pairs over which the statistics of the codes are taken
+NUM_STATISTICS_PAIRS = 2048  # training pairs over which the statistics that ship are taken
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         output = vqvae(image, text, codebooks.quantize, args.gradient_estimator)
         critic = adversary.critic(step) if adversary is not None else None
         inputs = [batch[name] for name in ("pixel_values", "input_ids", "has_image", "has_text")]
-        terms = tokenizer_losses(output, *inputs, tokenizer.pad_token_id, perceptual, critic)
+        transitions = model.text_transitions if args.loss_weights["text_crf"] > 0 else None
+        terms = tokenizer_losses(output, *inputs, tokenizer.pad_token_id, perceptual, critic, transitions)
         weights = dict(args.loss_weights)
         weights["alignment"] *= ramp(step, args.quantizer_start_step, args.alignment_ramp_steps)
         if critic is not None:
@@ -128,12 +130,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             run.save_checkpoint(steps_done)
             run.restart_clock(steps_done)
 
-    # Result: the averaged weights, with the statistics of their codes
+    # Result: the averaged weights, with the statistics of codes and captions
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with run.averaged_weights():
             model.eval()
-            measure_latents(model, run.first_batches(train_set, collate_pairs, NUM_LATENTS_PAIRS))
+            measure_latents(model, run.first_batches(train_set, collate_pairs, NUM_STATISTICS_PAIRS))
+            if model.config.text_transition_rank is not None and args.loss_weights["text_crf"] == 0:
+                fit_bigram_transitions(model, run.first_batches(train_set, collate_pairs, NUM_STATISTICS_PAIRS))
             model.save_pretrained(run.output_dir / "vqvae")
         tokenizer.save_pretrained(run.output_dir / "tokenizer")
         write_model_card(
@@ -175,8 +179,13 @@ def make_model(args: TrainVQVAEArguments, tokenizer: PreTrainedTokenizerFast) ->
         if "text" not in args.modalities:
             settings["text_codec"] = None
         model = MultimodalVQVAE(vocab_size=len(tokenizer), **args.model_init_kwargs | settings)
-    if args.loss_weights["alignment"] > 0 and model.config.projection_dim is None:
-        raise ValueError("`loss_weights` has alignment, which needs a model with embeddings: set `projection_dim`.")
+    for term, setting in (("alignment", "projection_dim"), ("text_crf", "text_transition_rank")):
+        if args.loss_weights[term] > 0 and model.config[setting] is None:
+            raise ValueError(
+                f"`loss_weights` has {term}: that needs a model with a `{setting}`, which this one lacks."
+            )
+    if model.config.text_transition_rank is not None:  # otherwise they are set from bigrams, at the end
+        model.text_transitions.requires_grad_(args.loss_weights["text_crf"] > 0)
     if model.config.text_codec is not None and tokenizer.model_max_length % model.text_downsample_factor:
         raise ValueError(
             f"r = {model.text_downsample_factor} (`text_downsample_factor`) does not divide the text context of "

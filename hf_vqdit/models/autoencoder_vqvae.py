@@ -312,6 +312,50 @@ class TextDecoder(nn.Module):
         return self.norm_out(hidden_states)  # (B, S, width)
 
 
+class TokenTransitions(nn.Module):
+    """Low-rank scores of neighbouring tokens, and the token sequence that they and the logits together favour.
+
+    A sequence y scores sum_t logits_t[y_t] + sum_t M[y_{t-1}, y_t] with M = source target^T, the linear chain of
+    NART-CRF (Sun 2019), of which each position keeps the `beam_size` likeliest tokens. M starts at 0, and
+    is 0 wherever a token is padding.
+    """
+
+    def __init__(self, vocab_size: int, rank: int, pad_token_id: int):
+        super().__init__()
+        self.pad_token_id = pad_token_id
+        self.source = nn.Parameter(torch.randn(vocab_size, rank) * rank**-0.5)
+        self.target = nn.Parameter(torch.zeros(vocab_size, rank))
+
+    def score(self, tokens: torch.LongTensor, next_tokens: torch.LongTensor) -> torch.Tensor:
+        """M for each pair of `tokens` `(..., m)` and `next_tokens` `(..., n)`: `(..., m, n)`, float32."""
+        sources = self.source[tokens].float() * (tokens != self.pad_token_id).unsqueeze(-1)
+        targets = self.target[next_tokens].float() * (next_tokens != self.pad_token_id).unsqueeze(-1)
+        return sources @ targets.transpose(-1, -2)
+
+    def lattice(
+        self, logits: torch.Tensor, beam_size: int, required: torch.LongTensor | None = None
+    ) -> tuple[torch.LongTensor, torch.Tensor, torch.Tensor]:
+        """The likeliest tokens `(B, S, k)` of each position, with `required` ones `(B, S)` among them, their logits
+        `(B, S, k)`, and their scores with those of the next position `(B, S-1, k, k)`."""
+        ranking = logits if required is None else logits.scatter(-1, required.unsqueeze(-1), float("inf"))
+        candidates = ranking.topk(min(beam_size, logits.shape[-1]), dim=-1).indices
+        scores = self.score(candidates[:, :-1], candidates[:, 1:])
+        return candidates, logits.gather(-1, candidates).float(), scores
+
+    def forward(self, logits: torch.Tensor, beam_size: int) -> torch.LongTensor:
+        """The sequence `(B, S)` of the highest score in the beam (Viterbi 1967)."""
+        candidates, emissions, scores = self.lattice(logits, beam_size)
+        best, pointers = emissions[:, 0], []  # (B, k): of the best path to each candidate
+        for position in range(1, emissions.shape[1]):
+            best, pointer = (best.unsqueeze(2) + scores[:, position - 1]).max(dim=1)
+            best = best + emissions[:, position]
+            pointers.append(pointer)
+        path = [best.argmax(dim=1, keepdim=True)]
+        for pointer in reversed(pointers):
+            path.append(pointer.gather(1, path[-1]))
+        return candidates.gather(-1, torch.stack(path[::-1], dim=1)).squeeze(-1)
+
+
 class PooledProjection(nn.Module):
     """Code vectors of a picture or a caption to one embedding of unit length in a space that both share."""
 
@@ -365,6 +409,9 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
             they carry.
         text_width (`int`, *optional*, defaults to 256): Width of the text codec.
         num_text_decoder_layers (`int`, *optional*, defaults to 2): Transformer blocks of the text decoder.
+        text_transition_rank (`int`, *optional*):
+            Rank of learned scores of neighbouring tokens, by which captions are read out; by default there are none.
+            Needs the `"vq"` codec.
         projection_dim (`int`, *optional*):
             Dimension of the embeddings that align the two modalities; by default there are none. Needs both codecs.
         pad_token_id (`int`, *optional*, defaults to 0): Token id of padding.
@@ -397,6 +444,7 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         text_num_groups: int = 1,
         text_width: int = 256,
         num_text_decoder_layers: int = 2,
+        text_transition_rank: int | None = None,
         projection_dim: int | None = None,
         pad_token_id: int = 0,
         eos_token_id: int = 1,
@@ -431,6 +479,8 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
                 self.text_quantizer = VectorQuantizer(text_codebook_size, text_code_dim, l2_normalize)
             self.text_latents_mean = nn.Parameter(torch.full((text_code_dim,), float("nan")), requires_grad=False)
             self.text_latents_std = nn.Parameter(torch.full((text_code_dim,), float("nan")), requires_grad=False)
+            if text_transition_rank is not None:
+                self.text_transitions = TokenTransitions(vocab_size, text_transition_rank, pad_token_id)
         for name in ("image_project_in", "image_project_out", "text_project_in", "text_project_out"):
             setattr(self, name, _identity_linear(code_dim) if shared_codebook else nn.Identity())
         if projection_dim is not None:
@@ -441,6 +491,11 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         config = self.config
         if config.text_codec not in ("vq", "identity", None):
             raise ValueError(f"`text_codec` is {config.text_codec!r}; it must be 'vq', 'identity' or None.")
+        if config.text_transition_rank is not None and config.text_codec != "vq":
+            raise ValueError(
+                f"`text_transition_rank` = {config.text_transition_rank} needs `text_codec` = 'vq'; it is "
+                f"{config.text_codec!r}."
+            )
         if config.text_codec is None:
             if config.image_codebook_size is None:
                 raise ValueError("Neither modality has a codec: set `image_codebook_size` or `text_codec`.")
@@ -586,6 +641,22 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
                 vectors = self.text_quantizer.lookup(text_codes.clamp(max=self.text_codebook_size - 1))
                 text_logits = self._decode_text(vectors, is_padding)
         return MultimodalVQVAEDecoderOutput(image, text_logits) if return_dict else (image, text_logits)
+
+    def read_text(self, text_logits: torch.Tensor, beam_size: int = 64) -> torch.LongTensor:
+        """Token ids of the logits that [`decode`] gives: the likeliest at each position, or, where the model has
+        transitions between tokens, the best sequence.
+
+        Args:
+            text_logits (`torch.FloatTensor` of shape `(B, S, vocab_size)`): Logits, minus infinity for tokens that may
+                not be read.
+            beam_size (`int`, *optional*, defaults to 64): Tokens of each position that a sequence may take.
+
+        Returns:
+            `torch.LongTensor` of shape `(B, S)`.
+        """
+        if self.config.text_transition_rank is None:
+            return text_logits.argmax(dim=-1)
+        return self.text_transitions(text_logits, beam_size)
 
     def forward(
         self,

@@ -222,7 +222,8 @@ class TrainVQVAEArguments(HubArguments, LoopArguments, OptimizationArguments, Da
             )
         if self.discriminator_kwargs and weights["image_adversarial"] <= 0:
             raise ValueError("`discriminator_kwargs` have no effect without a `loss_weights` of image_adversarial.")
-        needed = {"image_perceptual": {"image"}, "image_adversarial": {"image"}, "alignment": {"image", "text"}}
+        needed = {"image_perceptual": {"image"}, "image_adversarial": {"image"}, "text_crf": {"text"}}
+        needed["alignment"] = {"image", "text"}
         for name, modalities in needed.items():
             if weights[name] > 0 and not modalities <= self.modalities:
                 raise ValueError(

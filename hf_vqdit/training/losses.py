@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 
-from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAEOutput
+from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAEOutput, TokenTransitions
+from hf_vqdit.training.transitions import crf_loss
 
 # Every term that `tokenizer_losses` can return, with its default weight. A new term is one more entry here and there.
-# The three at 0 need something besides: a network to compare by, a discriminator, embeddings.
+# Those at 0 need something besides: a network to compare by, a discriminator, transitions, embeddings.
 TOKENIZER_LOSS_WEIGHTS = {
     "image_l1": 1.0,
     "image_l2": 1.0,
@@ -17,6 +18,7 @@ TOKENIZER_LOSS_WEIGHTS = {
     "image_adversarial": 0.0,
     "image_commitment": 0.25,  # beta of van den Oord 2017, eq. 3
     "text_cross_entropy": 1.0,
+    "text_crf": 0.0,
     "text_commitment": 0.25,
     "alignment": 0.0,
 }
@@ -34,6 +36,7 @@ def tokenizer_losses(
     pad_token_id: int,
     perceptual: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     critic: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    transitions: TokenTransitions | None = None,
 ) -> dict[str, torch.Tensor]:
     """The terms of the tokenizer's loss, row by row, in float32.
 
@@ -50,6 +53,7 @@ def tokenizer_losses(
         pad_token_id (`int`): Padding carries no loss: the decoder knows it from the codes.
         perceptual (`Callable`, *optional*): Distances `(B,)` of two batches of pictures: a [`PerceptualLoss`].
         critic (`Callable`, *optional*): Logits `(B, patches)` of pictures, high for real: a [`PatchDiscriminator`].
+        transitions (`TokenTransitions`, *optional*): The model's, if they are trained.
 
     Returns:
         `dict[str, torch.FloatTensor]`: Terms of shape `(B,)`, named as in `TOKENIZER_LOSS_WEIGHTS`. `alignment` is
@@ -75,6 +79,8 @@ def tokenizer_losses(
             "text_cross_entropy": (losses * is_token).sum(dim=1) / is_token.sum(dim=1).clamp(min=1),
             "text_commitment": output.text_commitment_loss.float(),
         }
+        if transitions is not None:
+            text_terms["text_crf"] = crf_loss(transitions, output.text_logits, input_ids)
         terms |= {name: term.where(has_text, 0.0) for name, term in text_terms.items()}
     if output.image_embeds is not None and output.text_embeds is not None:
         has_pair = has_image & has_text

@@ -41,7 +41,7 @@ def preview_reconstructions(
         pictures = [(*pair, other) for pair, other in zip(pictures, reconstructions, strict=True)]
     if vqvae.config.text_codec is not None:
         codes = vqvae.encode(text=input_ids).text_codes
-        captions = read_captions(tokenizer, vqvae.decode(text_codes=codes).text_logits.argmax(dim=-1))
+        captions = read_captions(tokenizer, vqvae.read_text(vqvae.decode(text_codes=codes).text_logits))
     items = [GridItem(*item) for item in zip(pictures, captions, strict=True)]
     return draw_section("Reconstructions", items, "picture, what comes back of it, and its caption as it comes back")
 
@@ -74,7 +74,7 @@ def preview_pipeline(
     real = pipeline.vqvae.decode(image_codes=image_codes[:NUM_PREVIEWS], text_codes=text_codes[:NUM_PREVIEWS])
     pictures, prompts = to_pictures(real.image), list(prompts or [])[:NUM_PREVIEWS]
     if not prompts:
-        prompts = read_captions(pipeline.tokenizer, real.text_logits.argmax(dim=-1))
+        prompts = read_captions(pipeline.tokenizer, pipeline.vqvae.read_text(real.text_logits))
         # What a poor text codec makes of a caption may be more tokens than the pipeline takes.
         _, is_too_long = encode_captions(pipeline.tokenizer, prompts, return_truncated=True)
         prompts = [prompt for prompt, is_long in zip(prompts, is_too_long.tolist(), strict=True) if not is_long]

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAEOutput
+from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAEOutput, TokenTransitions
 from hf_vqdit.training.losses import TOKENIZER_LOSS_WEIGHTS, contrastive_loss, ramp, tokenizer_losses, weighted_mean
+from hf_vqdit.training.transitions import crf_loss
 
 PAD = 0
 
@@ -55,8 +56,10 @@ def patches(image: torch.Tensor) -> torch.Tensor:
 
 def test_every_term_has_a_default_weight():
     output, batch = make_batch()
-    terms = tokenizer_losses(output, *batch, pad_token_id=PAD, perceptual=difference, critic=patches)
+    networks = {"perceptual": difference, "critic": patches, "transitions": TokenTransitions(7, 2, PAD)}
+    terms = tokenizer_losses(output, *batch, pad_token_id=PAD, **networks)
     assert set(terms) == set(TOKENIZER_LOSS_WEIGHTS)
+    torch.testing.assert_close(terms["text_crf"], crf_loss(networks["transitions"], output.text_logits, batch[1]))
 
 
 def test_the_networks_terms_are_those_of_the_pictures():

@@ -9,8 +9,8 @@ import torch
 from script_runs import VQVAE, assert_close, assert_equal, metrics, run_in_process, run_in_two_processes, weights
 from vision_networks import save_network
 
-MODEL = VQVAE | {"shared_codebook": True, "text_codebook_size": 16, "projection_dim": 8}
-WEIGHTS = {"image_perceptual": 0.5, "image_adversarial": 0.5, "alignment": 0.1}
+MODEL = VQVAE | {"shared_codebook": True, "text_codebook_size": 16, "projection_dim": 8, "text_transition_rank": 4}
+WEIGHTS = {"image_perceptual": 0.5, "image_adversarial": 0.5, "text_crf": 0.5, "alignment": 0.1}
 DISCRIMINATOR = {"warmup_steps": 1, "ramp_steps": 2, "r1_every": 2, "lecam_weight": 0.1, "width": 8, "num_layers": 2}
 
 
@@ -63,7 +63,7 @@ def test_every_part_is_trained_and_the_discriminator_does_not_ship(run):
     projections |= {
         f"{modality}_projection.proj_{way}.weight" for modality in ("image", "text") for way in ("in", "out")
     }
-    assert changed >= projections | {"image_quantizer.codebook"}
+    assert changed >= projections | {"image_quantizer.codebook", "text_transitions.source", "text_transitions.target"}
     before, after = discriminator(run / "checkpoint-2"), discriminator(run / "checkpoint-4")
     assert not any(torch.equal(before[name], after[name]) for name in ("layers.0.weight", "real_mean", "0.exp_avg"))
     assert not any("discriminator" in name or name.startswith("layers") for name in weights(run / "vqvae"))
@@ -72,6 +72,14 @@ def test_every_part_is_trained_and_the_discriminator_does_not_ship(run):
 def test_gradient_checkpointing_changes_nothing_even_under_the_adaptive_weight(parts, run, tmp_path):
     changed = run_in_process("train_vqvae", tmp_path / "run", *parts, "--gradient_checkpointing")
     assert_close(metrics("train_vqvae", changed), metrics("train_vqvae", run))
+
+
+def test_transitions_that_are_not_trained_come_from_bigrams_at_the_end(tmp_path):
+    model = json.dumps(VQVAE | {"text_transition_rank": 4})
+    folder = run_in_process("train_vqvae", tmp_path / "run", "--model_init_kwargs", model)
+    checkpoint, final = weights(folder / "checkpoint-4" / "vqvae"), weights(folder / "vqvae")
+    assert (checkpoint["text_transitions.target"] == 0).all()
+    assert not torch.equal(checkpoint["text_transitions.source"], final["text_transitions.source"])
 
 
 @pytest.mark.slow
@@ -87,7 +95,8 @@ def test_two_processes_hold_equal_models_with_every_part_on(parts, tmp_path):
         (["--discriminator_kwargs", '{"start_step": 4}'], "within the 4 steps"),
         (["--perceptual_model_name_or_path", "nowhere/at-all"], "'nowhere/at-all' cannot be used at 32 pixels"),
         (["--model_init_kwargs", json.dumps(MODEL | {"text_code_dim": 8})], "must be equal"),
-        (["--model_init_kwargs", json.dumps(MODEL | {"projection_dim": None})], "set `projection_dim`"),
+        (["--model_init_kwargs", json.dumps(MODEL | {"projection_dim": None})], "alignment: .*`projection_dim`"),
+        (["--model_init_kwargs", json.dumps(MODEL | {"text_transition_rank": None})], "crf: .*`text_transition_rank`"),
         (["--model_init_kwargs", json.dumps(MODEL | {"text_downsample_factor": 3})], "r = 3 .* does not divide"),
     ],
 )

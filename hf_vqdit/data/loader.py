@@ -25,6 +25,7 @@ from PIL import ImageOps
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
+from .augmentation import names_sides
 from .captions import encode_captions
 
 CODES_FORMAT_VERSION = 1
@@ -53,7 +54,8 @@ class PairDataset(torch.utils.data.Dataset):
         tokenizer (`PreTrainedTokenizerBase`): Its `model_max_length` is the text context S.
         resolution (`int`): Side of the pictures in pixels.
         center_crop (`bool`, defaults to `True`): Whether the square is cut from the middle; else from the upper left.
-        random_flip (`bool`, defaults to `False`): Whether half of the pictures, drawn anew each epoch, are mirrored.
+        random_flip (`bool`, defaults to `False`): Whether half of the pictures, drawn anew each epoch, are mirrored,
+            but for those whose captions speak of left and right.
         seed (`int`, defaults to 0): Seed of the flips and of which caption is drawn.
 
     Raises:
@@ -104,7 +106,7 @@ class PairDataset(torch.utils.data.Dataset):
         """Reads a batch at once: what `torch.utils.data.DataLoader` calls."""
         keys = [RowKey(*key) for key in keys]
         pairs = self._read_all([key.index for key in keys])
-        pictures = np.stack([self._augment(pair.picture, key) for pair, key in zip(pairs, keys, strict=True)])
+        pictures = np.stack([self._augment(pair, key) for pair, key in zip(pairs, keys, strict=True)])
         pixel_values = torch.from_numpy(pictures).movedim(-1, 1).contiguous() / 127.5 - 1  # (B, 3, H, W)
         captions = [self._choose(pair.captions, key) for pair, key in zip(pairs, keys, strict=True)]
         input_ids, truncated = encode_captions(self.tokenizer, captions, return_truncated=True)
@@ -154,12 +156,11 @@ class PairDataset(torch.utils.data.Dataset):
             f"None of the {len(self)} pairs can be read; the first failed with {skipped[0]}. Check the data set."
         )
 
-    def _augment(self, picture: np.ndarray | None, key: RowKey) -> np.ndarray:
-        if picture is None:
+    def _augment(self, pair: "_Pair", key: RowKey) -> np.ndarray:
+        if pair.picture is None:
             return np.zeros((self.resolution, self.resolution, 3), dtype=np.uint8)
-        if self.random_flip and _keyed_bits("flip", self.seed, key.epoch, key.index) % 2:
-            return picture[:, ::-1]
-        return picture
+        is_drawn = self.random_flip and _keyed_bits("flip", self.seed, key.epoch, key.index) % 2
+        return pair.picture[:, ::-1] if is_drawn and not names_sides(pair.captions) else pair.picture
 
     def _choose(self, captions: list[str], key: RowKey) -> str:
         # By the index that was asked for, also where another pair stands in: `CodesDataset` knows no other.

@@ -80,7 +80,7 @@ class DataArguments:
         default=True, metadata=_help("Cut the square from the middle of a picture; otherwise from its upper left.")
     )
     random_flip: bool = field(
-        default=False, metadata=_help("Mirror half of the pictures; not for captions that name left and right.")
+        default=False, metadata=_help("Mirror half of the pictures whose captions do not speak of left and right.")
     )
     cache_dir: str | None = field(default=None, metadata=_help("Where data sets are kept."))
     dataloader_num_workers: int = field(

@@ -21,6 +21,7 @@ from hf_vqdit.data import PairDataset, collate_pairs, load_caption_tokenizer, lo
 from hf_vqdit.evaluation.metrics import tokenizer_figures
 from hf_vqdit.hub import push_to_hub, write_model_card
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAEOutput
+from hf_vqdit.models.vq_model import from_vq_model, load_vq_model
 from hf_vqdit.training.adversarial import AdversarialTrainer
 from hf_vqdit.training.arguments import TrainVQVAEArguments, parse_arguments
 from hf_vqdit.training.codebook import CodebookTrainer
@@ -169,7 +170,7 @@ def make_tokenizer(
 
 
 def make_model(args: TrainVQVAEArguments, tokenizer: PreTrainedTokenizerFast) -> MultimodalVQVAE:
-    """The model to fine-tune, or a new one with the codecs of the modalities to train."""
+    """The model to fine-tune, or a new one with the codecs of the modalities to train; that of images may be given."""
     if args.pretrained_model_name_or_path is not None:
         model = MultimodalVQVAE.from_pretrained(args.pretrained_model_name_or_path, subfolder="vqvae")
     else:
@@ -178,7 +179,12 @@ def make_model(args: TrainVQVAEArguments, tokenizer: PreTrainedTokenizerFast) ->
             settings["image_codebook_size"] = None
         if "text" not in args.modalities:
             settings["text_codec"] = None
-        model = MultimodalVQVAE(vocab_size=len(tokenizer), **args.model_init_kwargs | settings)
+        settings = args.model_init_kwargs | settings
+        if args.vq_model_name_or_path is not None:
+            image_codec = load_vq_model(args.vq_model_name_or_path)
+            model = from_vq_model(image_codec, vocab_size=len(tokenizer), **settings)
+        else:
+            model = MultimodalVQVAE(vocab_size=len(tokenizer), **settings)
     for term, setting in (("alignment", "projection_dim"), ("text_crf", "text_transition_rank")):
         if args.loss_weights[term] > 0 and model.config[setting] is None:
             raise ValueError(
@@ -197,7 +203,7 @@ def make_model(args: TrainVQVAEArguments, tokenizer: PreTrainedTokenizerFast) ->
 
 
 def make_codebook_trainer(args: TrainVQVAEArguments, model: MultimodalVQVAE) -> CodebookTrainer:
-    """The trainer of the model's codebooks; fine-tuning goes on from the codes that are there, without a start."""
+    """The trainer of the model's codebooks; codes that were trained before are gone on from, without a start."""
     if model.config.shared_codebook:
         quantizers = {"shared": model.image_quantizer}
     else:
@@ -209,7 +215,9 @@ def make_codebook_trainer(args: TrainVQVAEArguments, model: MultimodalVQVAE) -> 
         quantizers, start_step=args.quantizer_start_step, update=args.codebook_update, seed=args.seed, **settings
     )
     if args.pretrained_model_name_or_path is not None:
-        trainer.start_from_codes()
+        trainer.start_from_codes(*quantizers)
+    elif args.vq_model_name_or_path is not None:
+        trainer.start_from_codes(*(name for name in quantizers if name != "text"))
     return trainer
 
 

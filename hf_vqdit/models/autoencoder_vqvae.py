@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.autoencoders.vae import AutoencoderMixin, Decoder, Encoder
 from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
@@ -171,39 +171,38 @@ def straight_through(vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tens
 
 
 def rotation_trick(vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The value of `targets`, as a constant rotation and scaling of `vectors` (Fifty 2024).
+    """The value of `targets` `(..., D)`, as a constant rotation and scaling of `vectors` `(..., D)` (Fifty 2024).
 
-    The gradient turns with the vector: its angle to `targets` on the way out is its angle to `vectors` on the way in.
-
-    Args:
-        vectors (`torch.Tensor` of shape `(..., D)`): Where the gradient goes.
-        targets (`torch.Tensor` of shape `(..., D)`): The value.
-
-    Returns:
-        `torch.Tensor` of shape `(..., D)`.
+    The gradient turns with the vector: it arrives at the angle to `vectors` that it has to `targets`.
     """
     source, target = F.normalize(vectors.detach(), dim=-1), F.normalize(targets.detach(), dim=-1)
     middle = F.normalize(source + target, dim=-1)
     # R = I - 2 middle middle^T + 2 target source^T turns source into target, in the plane of the two.
-    rotated = vectors - 2 * _dot(vectors, middle) * middle + 2 * _dot(vectors, source) * target
+    along_middle, along_source = ((vectors * axis).sum(dim=-1, keepdim=True) for axis in (middle, source))
+    rotated = vectors - 2 * along_middle * middle + 2 * along_source * target
     length = vectors.detach().norm(dim=-1, keepdim=True).clamp(min=1e-6)
     return rotated * (targets.detach().norm(dim=-1, keepdim=True) / length)
 
 
-def _dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    return (left * right).sum(dim=-1, keepdim=True)
-
-
-# How the gradient passes a quantizer, by name.
 GRADIENT_ESTIMATORS = {"straight_through": straight_through, "rotation_trick": rotation_trick}
 
+# What both networks of the image codec take from the configuration as it is.
+BLOCK_SETTINGS = ("block_out_channels", "layers_per_block", "norm_num_groups", "act_fn", "mid_block_add_attention")
 
-def _identity_linear(width: int) -> nn.Linear:
-    """A linear layer that starts as the identity."""
-    layer = nn.Linear(width, width)
-    nn.init.eye_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of each position of `(B, C, ...)`, as in ConvNeXt (Liu 2022)."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden_states.movedim(1, -1)).movedim(-1, 1)
+
+
+def _make_norms_local(network: nn.Module) -> None:
+    """Puts layer norms in the place of group norms, whose statistics are those of the whole picture."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.GroupNorm):
+                setattr(module, name, LayerNorm2d(child.num_channels, eps=child.eps))
 
 
 class ImageEncoder(nn.Module):
@@ -214,35 +213,53 @@ class ImageEncoder(nn.Module):
     learn the rest.
     """
 
-    def __init__(self, in_channels: int, patch_size: int, factor: int, code_dim: int, **blocks):
+    def __init__(self, config: FrozenDict, factor: int):
         super().__init__()
-        self.patch_size, self.factor = patch_size, factor
-        down_block_types = ("DownEncoderBlock2D",) * len(blocks["block_out_channels"])
-        self.encoder = Encoder(
-            in_channels * patch_size**2, code_dim, down_block_types=down_block_types, double_z=False, **blocks
-        )
-        self.shortcut = nn.Conv2d(in_channels * factor**2, code_dim, kernel_size=1)
-        nn.init.zeros_(self.encoder.conv_out.weight)
+        self.patch_size, self.factor = config.patch_size, factor
+        types = config.down_block_types or ("DownEncoderBlock2D",) * len(config.block_out_channels)
+        width = config.latent_channels or config.code_dim
+        in_channels, patch_channels = (config.in_channels * size**2 for size in (config.patch_size, factor))
+        settings = {name: config[name] for name in BLOCK_SETTINGS}
+        self.encoder = Encoder(in_channels, width, down_block_types=types, double_z=False, **settings)
+        self.quant_conv = nn.Conv2d(width, config.code_dim, 1) if config.latent_channels else nn.Identity()
+        self.shortcut = nn.Conv2d(patch_channels, config.code_dim, 1) if config.linear_shortcut else None
+        if config.linear_shortcut:
+            nn.init.zeros_(self.encoder.conv_out.weight)
+        if config.norm_type == "layer":
+            _make_norms_local(self.encoder)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        latents = self.encoder(F.pixel_unshuffle(image, self.patch_size))
-        return latents + self.shortcut(F.pixel_unshuffle(image, self.factor))  # (B, D, h, w)
+        latents = self.quant_conv(self.encoder(F.pixel_unshuffle(image, self.patch_size)))
+        if self.shortcut is not None:
+            latents = latents + self.shortcut(F.pixel_unshuffle(image, self.factor))
+        return latents  # (B, D, h, w)
 
 
 class ImageDecoder(nn.Module):
     """Vectors to pixels: the mirror of [`ImageEncoder`]."""
 
-    def __init__(self, out_channels: int, patch_size: int, factor: int, code_dim: int, **blocks):
+    def __init__(self, config: FrozenDict, factor: int):
         super().__init__()
-        self.patch_size, self.factor = patch_size, factor
-        up_block_types = ("UpDecoderBlock2D",) * len(blocks["block_out_channels"])
-        self.decoder = Decoder(code_dim, out_channels * patch_size**2, up_block_types=up_block_types, **blocks)
-        self.shortcut = nn.Conv2d(code_dim, out_channels * factor**2, kernel_size=1)
-        nn.init.zeros_(self.decoder.conv_out.weight)
+        self.patch_size, self.factor, self.is_spatial = config.patch_size, factor, config.norm_type == "spatial"
+        types = config.up_block_types or ("UpDecoderBlock2D",) * len(config.block_out_channels)
+        width = config.latent_channels or config.code_dim
+        out_channels, patch_channels = (config.in_channels * size**2 for size in (config.patch_size, factor))
+        settings = {name: config[name] for name in BLOCK_SETTINGS}
+        settings["norm_type"] = "spatial" if self.is_spatial else "group"
+        self.post_quant_conv = nn.Conv2d(config.code_dim, width, 1) if config.latent_channels else nn.Identity()
+        self.decoder = Decoder(width, out_channels, up_block_types=types, **settings)
+        self.shortcut = nn.Conv2d(config.code_dim, patch_channels, 1) if config.linear_shortcut else None
+        if config.linear_shortcut:
+            nn.init.zeros_(self.decoder.conv_out.weight)
+        if config.norm_type == "layer":
+            _make_norms_local(self.decoder)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        image = F.pixel_shuffle(self.decoder(latents), self.patch_size)
-        return image + F.pixel_shuffle(self.shortcut(latents), self.factor)  # (B, C, H, W)
+        image = self.decoder(self.post_quant_conv(latents), latents if self.is_spatial else None)
+        image = F.pixel_shuffle(image, self.patch_size)
+        if self.shortcut is not None:
+            image = image + F.pixel_shuffle(self.shortcut(latents), self.factor)
+        return image  # (B, C, H, W)
 
 
 class TextEncoder(nn.Module):
@@ -264,13 +281,10 @@ class TextEncoder(nn.Module):
         self.proj_out = nn.Linear(chunk_width, num_groups * code_dim)
 
     def forward(self, token_embeddings: torch.Tensor) -> torch.Tensor:
-        batch_size, num_tokens, _ = token_embeddings.shape
-        hidden_states = token_embeddings.reshape(
-            batch_size, num_tokens // self.downsample_factor, -1
-        )  # (B, S/r, r width)
+        hidden_states = token_embeddings.unflatten(1, (-1, self.downsample_factor)).flatten(2)  # (B, S/r, r width)
         hidden_states = hidden_states + self.mlp(self.norm(hidden_states))
         latents = self.proj_out(self.norm_out(hidden_states))
-        return latents.view(batch_size, -1, self.num_groups, self.code_dim)  # (B, S/r, G, D)
+        return latents.unflatten(-1, (self.num_groups, self.code_dim))  # (B, S/r, G, D)
 
 
 class TextDecoder(nn.Module):
@@ -288,11 +302,8 @@ class TextDecoder(nn.Module):
         self.gradient_checkpointing = False
 
     def forward(self, latents: torch.Tensor, is_padding: torch.BoolTensor) -> torch.Tensor:
-        batch_size, num_chunks = is_padding.shape
         hidden_states = self.proj_in(latents.flatten(2))  # (B, S/r, r width)
-        hidden_states = hidden_states.view(
-            batch_size, num_chunks * self.downsample_factor, self.width
-        )  # (B, S, width)
+        hidden_states = hidden_states.unflatten(-1, (-1, self.width)).flatten(1, 2)  # (B, S, width)
         positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
         hidden_states = hidden_states + get_1d_sincos_pos_embed_from_grid(
             self.width, positions, output_type="pt", dtype=torch.float32
@@ -364,17 +375,14 @@ class PooledProjection(nn.Module):
         self.proj_in = nn.Linear(code_dim, projection_dim)
         self.proj_out = nn.Linear(projection_dim, projection_dim)
 
-    def forward(self, vectors: torch.Tensor, is_padding: torch.BoolTensor | None = None) -> torch.Tensor:
+    def forward(self, vectors: torch.Tensor, is_real: torch.Tensor) -> torch.Tensor:
         hidden_states = F.gelu(self.proj_in(vectors.to(self.proj_in.weight.dtype)))  # (B, L, projection_dim)
-        if is_padding is None:
-            pooled = hidden_states.mean(dim=1)
-        else:
-            is_real = ~is_padding.unsqueeze(-1)
-            pooled = (hidden_states * is_real).sum(dim=1) / is_real.sum(dim=1).clamp(min=1)
+        is_real = is_real.unsqueeze(-1)
+        pooled = (hidden_states * is_real).sum(dim=1) / is_real.sum(dim=1).clamp(min=1)
         return F.normalize(self.proj_out(pooled).float(), dim=-1)  # (B, projection_dim)
 
 
-class MultimodalVQVAE(ModelMixin, ConfigMixin):
+class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     r"""A VQ-VAE with one branch for pictures and one for captions; each can be used, or left out, alone.
 
     The image codec is the convolutional encoder and decoder of VQGAN (Esser 2021); the text codec turns r tokens into
@@ -392,6 +400,16 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
             Channels at each resolution. n entries downsample by f = patch_size * 2^(n-1).
         layers_per_block (`int`, *optional*, defaults to 1): Residual blocks a resolution (one more in the decoder).
         norm_num_groups (`int`, *optional*, defaults to 16): Groups of the group normalization.
+        norm_type (`str`, *optional*, defaults to `"group"`):
+            `"group"`; `"layer"`, whose statistics are those of each position, so that a code depends on the pixels
+            around it alone; or `"spatial"` (MoVQ, Zheng 2022) in the decoder.
+        act_fn (`str`, *optional*, defaults to `"silu"`): Activation function of the image codec.
+        mid_block_add_attention (`bool`, *optional*, defaults to `False`): Attention at the lowest resolution.
+        down_block_types, up_block_types (`tuple[str, ...]`, *optional*):
+            Types of the blocks of encoder and decoder, in their order; convolutional ones by default.
+        latent_channels (`int`, *optional*):
+            Channels that 1 x 1 convolutions turn into `code_dim` and back; by default there are no such convolutions.
+        linear_shortcut (`bool`, *optional*, defaults to `True`): Linear maps of f x f pixels around the networks.
         image_codebook_size (`int`, *optional*, defaults to 1024): V_x; `None` for a tokenizer of text alone.
         code_dim (`int`, *optional*, defaults to 8): Dimension of an image code.
         l2_normalize (`bool`, *optional*, defaults to `True`): Vectors and codes of unit length.
@@ -410,8 +428,7 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         text_width (`int`, *optional*, defaults to 256): Width of the text codec.
         num_text_decoder_layers (`int`, *optional*, defaults to 2): Transformer blocks of the text decoder.
         text_transition_rank (`int`, *optional*):
-            Rank of learned scores of neighbouring tokens, by which captions are read out; by default there are none.
-            Needs the `"vq"` codec.
+            Rank of learned scores of neighbouring tokens, by which `"vq"` captions are read; none by default.
         projection_dim (`int`, *optional*):
             Dimension of the embeddings that align the two modalities; by default there are none. Needs both codecs.
         pad_token_id (`int`, *optional*, defaults to 0): Token id of padding.
@@ -432,6 +449,13 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         block_out_channels: tuple[int, ...] = (64, 128, 256),
         layers_per_block: int = 1,
         norm_num_groups: int = 16,
+        norm_type: str = "group",
+        act_fn: str = "silu",
+        mid_block_add_attention: bool = False,
+        down_block_types: tuple[str, ...] | None = None,
+        up_block_types: tuple[str, ...] | None = None,
+        latent_channels: int | None = None,
+        linear_shortcut: bool = True,
         image_codebook_size: int | None = 1024,
         code_dim: int = 8,
         l2_normalize: bool = True,
@@ -451,20 +475,13 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         mask_token_id: int = 2,
     ):
         super().__init__()
-        self._check_text_config()
-        self._check_shared_config()
+        self._check_config()
+        self.use_slicing, self.use_tiling, self.tile_size = False, False, 0
         if image_codebook_size is not None:
-            blocks = {"block_out_channels": block_out_channels, "layers_per_block": layers_per_block}
-            blocks |= {"norm_num_groups": norm_num_groups, "mid_block_add_attention": False}
-            self.image_encoder = ImageEncoder(
-                in_channels, patch_size, self.image_downsample_factor, code_dim, **blocks
-            )
-            self.image_decoder = ImageDecoder(
-                in_channels, patch_size, self.image_downsample_factor, code_dim, **blocks
-            )
+            self.image_encoder = ImageEncoder(self.config, self.image_downsample_factor)
+            self.image_decoder = ImageDecoder(self.config, self.image_downsample_factor)
             self.image_quantizer = VectorQuantizer(image_codebook_size, code_dim, l2_normalize)
-            # Statistics of the code vectors over the training data, for processes that work on vectors; NaN = not
-            # measured.
+            # Statistics of the code vectors over the training data, for processes on vectors; NaN = not measured.
             self.image_latents_mean = nn.Parameter(torch.full((code_dim,), float("nan")), requires_grad=False)
             self.image_latents_std = nn.Parameter(torch.full((code_dim,), float("nan")), requires_grad=False)
         if text_codec == "vq":
@@ -482,20 +499,34 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
             if text_transition_rank is not None:
                 self.text_transitions = TokenTransitions(vocab_size, text_transition_rank, pad_token_id)
         for name in ("image_project_in", "image_project_out", "text_project_in", "text_project_out"):
-            setattr(self, name, _identity_linear(code_dim) if shared_codebook else nn.Identity())
+            setattr(self, name, nn.Linear(code_dim, code_dim) if shared_codebook else nn.Identity())
+            if shared_codebook:  # they start as the identity
+                nn.init.eye_(getattr(self, name).weight)
+                nn.init.zeros_(getattr(self, name).bias)
         if projection_dim is not None:
             self.image_projection = PooledProjection(code_dim, projection_dim)
             self.text_projection = PooledProjection(text_num_groups * text_code_dim, projection_dim)
 
-    def _check_text_config(self) -> None:
+    def _check_config(self) -> None:
         config = self.config
+        if config.norm_type not in ("group", "layer", "spatial"):
+            raise ValueError(f"`norm_type` is {config.norm_type!r}; it must be 'group', 'layer' or 'spatial'.")
+        for name in ("shared_codebook", "projection_dim"):
+            if config[name] and (config.image_codebook_size is None or config.text_codec != "vq"):
+                raise ValueError(
+                    f"`{name}` needs two codecs with a codebook; got `image_codebook_size` = "
+                    f"{config.image_codebook_size} and `text_codec` = {config.text_codec!r}."
+                )
+        image, text = (config.image_codebook_size, config.code_dim), (config.text_codebook_size, config.text_code_dim)
+        if config.shared_codebook and image != text:
+            raise ValueError(
+                "`shared_codebook` is one table: `image_codebook_size` and `text_codebook_size`, `code_dim` and "
+                f"`text_code_dim` must be equal; got {image} for images and {text} for text."
+            )
         if config.text_codec not in ("vq", "identity", None):
             raise ValueError(f"`text_codec` is {config.text_codec!r}; it must be 'vq', 'identity' or None.")
         if config.text_transition_rank is not None and config.text_codec != "vq":
-            raise ValueError(
-                f"`text_transition_rank` = {config.text_transition_rank} needs `text_codec` = 'vq'; it is "
-                f"{config.text_codec!r}."
-            )
+            raise ValueError(f"`text_transition_rank` needs `text_codec` = 'vq'; it is {config.text_codec!r}.")
         if config.text_codec is None:
             if config.image_codebook_size is None:
                 raise ValueError("Neither modality has a codec: set `image_codebook_size` or `text_codec`.")
@@ -510,24 +541,8 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
             )
         if config.text_codec == "identity" and (config.text_downsample_factor, config.text_num_groups) != (1, 1):
             raise ValueError(
-                "The identity text codec has one code a token: `text_downsample_factor` and `text_num_groups` "
-                "must be 1, got "
-                f"{config.text_downsample_factor} and {config.text_num_groups}."
-            )
-
-    def _check_shared_config(self) -> None:
-        config = self.config
-        for name in ("shared_codebook", "projection_dim"):
-            if config[name] and (config.image_codebook_size is None or config.text_codec != "vq"):
-                raise ValueError(
-                    f"`{name}` = {config[name]} needs two codecs with a codebook; got `image_codebook_size` = "
-                    f"{config.image_codebook_size} and `text_codec` = {config.text_codec!r}."
-                )
-        image, text = (config.image_codebook_size, config.code_dim), (config.text_codebook_size, config.text_code_dim)
-        if config.shared_codebook and image != text:
-            raise ValueError(
-                "`shared_codebook` is one table: `image_codebook_size` and `text_codebook_size`, `code_dim` and "
-                f"`text_code_dim` must be equal; got {image} for images and {text} for text."
+                "The identity text codec has one code a token: `text_downsample_factor` and `text_num_groups` must be "
+                f"1, got {config.text_downsample_factor} and {config.text_num_groups}."
             )
 
     # ------------------------------------------------------------------------------------------------ sizes and ids
@@ -567,6 +582,60 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         """MASK for text codes: V_y + 1."""
         return self.text_codebook_size + 1
 
+    # Slices and tiles
+
+    @property
+    def tile_margin(self) -> int:
+        """Pixels beyond a code's own that the convolutions see on each side, rounded up to a multiple of f."""
+        config, factor = self.config, self.image_downsample_factor
+        pixels = [config.patch_size * 2**level for level in range(len(config.block_out_channels))]  # a position
+        # The decoder sees further: its first and last convolution, two residual blocks in the middle, one more than in
+        # the encoder at each resolution, and the convolutions between them.
+        reach = pixels[0] + 5 * pixels[-1] + 2 * (config.layers_per_block + 1) * sum(pixels) + sum(pixels[:-1])
+        return -(-reach // factor) * factor
+
+    def enable_tiling(self, tile_size: int | None = None) -> None:
+        """Lets [`encode`] and [`decode`] take large pictures tile by tile, in the memory of one tile.
+
+        Of each tile, what lies within `tile_margin` of its inner edges is not used. So the result is that of the whole
+        picture with `norm_type="layer"` and no attention; group norms and attention see the tile instead.
+
+        Args:
+            tile_size (`int`, *optional*): Side of a tile in pixels; by default 512, or more if the codec sees further.
+
+        Raises:
+            ValueError: If a tile is smaller than what a code depends on, or no multiple of f.
+        """
+        factor, smallest = self.image_downsample_factor, 2 * self.tile_margin + self.image_downsample_factor
+        tile_size = tile_size if tile_size is not None else max(512 // factor * factor, 2 * smallest)
+        if tile_size < smallest or tile_size % factor:
+            raise ValueError(
+                f"`tile_size` is {tile_size} pixels; it must be a multiple of f = {factor} and at least {smallest}, "
+                "which one code depends on."
+            )
+        self.use_tiling, self.tile_size = True, tile_size
+
+    def _in_parts(self, network: nn.Module, inputs: torch.Tensor, in_scale: int, out_scale: int) -> torch.Tensor:
+        """A network on `(B, C, H, W)`, by slices and tiles where enabled; a code has `in_scale`^2 inputs."""
+        if self.use_slicing and len(inputs) > 1:
+            return torch.cat([self._in_parts(network, one, in_scale, out_scale) for one in inputs.split(1)])
+        size, margin = (pixels // self.image_downsample_factor for pixels in (self.tile_size, self.tile_margin))
+        if not self.use_tiling or max(inputs.shape[2:]) <= size * in_scale:
+            return network(inputs)
+
+        def along(axis: int, inputs: torch.Tensor) -> torch.Tensor:
+            if axis == 4:
+                return network(inputs)
+            side, parts = inputs.shape[axis] // in_scale, []
+            for start in range(0, side, size - 2 * margin):
+                first, end = max(start - margin, 0), min(start + size - 2 * margin, side)
+                seen = inputs.narrow(axis, first * in_scale, (min(end + margin, side) - first) * in_scale)
+                kept = ((start - first) * out_scale, (end - start) * out_scale)
+                parts.append(along(axis + 1, seen).narrow(axis, *kept))
+            return torch.cat(parts, dim=axis)
+
+        return along(2, inputs)
+
     # Encode, decode
 
     @apply_forward_hook
@@ -592,7 +661,9 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         self._check_one_given(image=image, text=text)
         image_codes = text_codes = image_latents = text_latents = None
         if image is not None:
-            vectors = self._image_vectors(image)  # (B, h, w, D)
+            image = self._check_image(image)
+            latents = self._in_parts(self.image_encoder, image, self.image_downsample_factor, 1)
+            vectors = self._image_vectors(latents)  # (B, h, w, D)
             image_codes = self.image_quantizer(vectors)
             image_latents = vectors.movedim(-1, 1)
         if text is not None:
@@ -631,7 +702,8 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         image = text_logits = None
         if image_codes is not None:
             self._check_codes("image_codes", image_codes, ndim=3, num_classes=self.image_codebook_size)
-            image = self._decode_image(self.image_quantizer.lookup(image_codes))
+            latents = self._image_latents(self.image_quantizer.lookup(image_codes))
+            image = self._in_parts(self.image_decoder, latents, 1, self.image_downsample_factor)
         if text_codes is not None:
             self._check_codes("text_codes", text_codes, ndim=3, num_classes=self.text_codebook_size + 1)
             is_padding = (text_codes == self.text_pad_id).all(dim=-1)  # (B, S/r)
@@ -694,15 +766,16 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
             )
         output = {}
         if image is not None:
-            vectors = self._image_vectors(image)  # (B, h, w, D)
-            passed, output["image_codes"], losses = self._quantize(
-                self.image_quantizer, vectors, quantize, gradient_estimator
-            )
+            image = self._check_image(image)
+            vectors = self._image_vectors(self.image_encoder(image))  # (B, h, w, D)
+            passed, codes, losses = self._quantize(self.image_quantizer, vectors, quantize, gradient_estimator)
+            output["image_codes"] = codes
             output["image_latents"] = vectors.movedim(-1, 1)
-            output["image"] = self._decode_image(passed)
+            output["image"] = self.image_decoder(self._image_latents(passed))
             output["image_commitment_loss"] = losses.flatten(1).mean(dim=1)  # (B,)
             if self.config.projection_dim is not None:
-                output["image_embeds"] = self.image_projection(passed.flatten(1, 2))
+                is_real = vectors.new_ones(vectors.shape[:-1]).flatten(1)
+                output["image_embeds"] = self.image_projection(passed.flatten(1, 2), is_real)
         if text is not None:
             is_padding = self._is_padding_chunk(text)
             if self.config.text_codec == "identity":
@@ -716,7 +789,7 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
                 losses = losses.mean(dim=(2, 3)).masked_fill(is_padding, 0.0)  # (B, S/r)
                 output["text_commitment_loss"] = losses.sum(dim=1) / (~is_padding).sum(dim=1).clamp(min=1)  # (B,)
                 if self.config.projection_dim is not None:
-                    output["text_embeds"] = self.text_projection(passed.flatten(2), is_padding)
+                    output["text_embeds"] = self.text_projection(passed.flatten(2), ~is_padding)
             output["text_latents"] = vectors
             if codes is not None:
                 output["text_codes"] = codes.masked_fill(is_padding.unsqueeze(-1), self.text_pad_id)
@@ -725,8 +798,8 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
 
     # Pieces
 
-    def _image_vectors(self, image: torch.Tensor) -> torch.Tensor:
-        """Pictures (B, C, H, W) to the vectors that are quantized, (B, h, w, D), float32."""
+    def _check_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, C, H, W) as the encoder takes them."""
         if self.image_codebook_size is None:
             raise ValueError("This tokenizer has no image codec (`image_codebook_size` is None).")
         factor = self.image_downsample_factor
@@ -740,8 +813,16 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
                 f"`image` is {image.shape[2]} x {image.shape[3]}; both sides must be multiples of f = {factor}: "
                 f"resize or crop it."
             )
-        latents = self.image_encoder(image.to(self.image_encoder.shortcut.weight.dtype))  # (B, D, h, w)
+        return image.to(self.image_encoder.encoder.conv_in.weight.dtype)
+
+    def _image_vectors(self, latents: torch.Tensor) -> torch.Tensor:
+        """What the encoder gives, (B, D, h, w), to the vectors that are quantized, (B, h, w, D), float32."""
         return self.image_quantizer.normalize(self.image_project_in(latents.movedim(1, -1)))
+
+    def _image_latents(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Vectors (B, h, w, D) to what the decoder takes, (B, D, h, w)."""
+        dtype = self.image_decoder.decoder.conv_in.weight.dtype
+        return self.image_project_out(vectors.to(dtype)).movedim(-1, 1)
 
     def _text_vectors(self, text: torch.LongTensor) -> torch.Tensor:
         """Token ids (B, S) to the vectors that are quantized, (B, S/r, G, D), float32."""
@@ -776,20 +857,13 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         # The commitment loss pulls the encoder to the (fixed) code; the codebook is trained from outside.
         return passed, codes, (vectors - quantized.detach()).square()
 
-    def _decode_image(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Vectors (B, h, w, D) to pixels (B, C, H, W)."""
-        vectors = self.image_project_out(vectors.to(self.image_decoder.shortcut.weight.dtype))
-        return self.image_decoder(vectors.movedim(-1, 1))
-
     def _decode_text(self, vectors: torch.Tensor, is_padding: torch.BoolTensor) -> torch.Tensor:
         """Vectors (B, S/r, G, D) to token logits (B, S, vocabulary); a padding chunk reads padding."""
         vectors = self.text_project_out(vectors.to(self.text_decoder.proj_in.weight.dtype))
         vectors = vectors.masked_fill(is_padding[:, :, None, None], 0.0)
         hidden_states = self.text_decoder(vectors, is_padding)
-        logits = F.linear(
-            hidden_states, self.token_embedding.weight
-        ).float()  # tied by use: tied parameters do not save
-        return self._read_padding(logits, is_padding)
+        logits = F.linear(hidden_states, self.token_embedding.weight)  # tied by use: tied parameters do not save
+        return self._read_padding(logits.float(), is_padding)
 
     def _identity_logits(self, token_ids: torch.LongTensor, is_padding: torch.BoolTensor) -> torch.Tensor:
         token_ids = token_ids.clamp(max=self.config.vocab_size - 1)  # PAD = vocab_size is set below
@@ -818,7 +892,6 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
         low, high = codes.aminmax()
         if low < 0 or high >= num_classes:
             raise ValueError(
-                f"`{name}` must lie in 0..{num_classes - 1}; got {int(low)}..{int(high)}. MASK is "
-                f"{num_classes}: codes are decoded "
-                "once all of them are generated."
+                f"`{name}` must lie in 0..{num_classes - 1}; got {int(low)}..{int(high)}. MASK is {num_classes}: "
+                "codes are decoded once all of them are generated."
             )

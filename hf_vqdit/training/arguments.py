@@ -160,6 +160,12 @@ class TrainVQVAEArguments(HubArguments, LoopArguments, OptimizationArguments, Da
     pretrained_model_name_or_path: str | None = field(
         default=None, metadata=_help("Fine-tune this: a folder or repository with `vqvae` and `tokenizer` inside.")
     )
+    vq_model_name_or_path: str | None = field(
+        default=None,
+        metadata=_help(
+            "Take the image codec of this `VQModel` of diffusers: a folder or repository; the text codec is new."
+        ),
+    )
     model_init_kwargs: Keywords = field(
         default_factory=Keywords,
         metadata=_help("Arguments of a new `MultimodalVQVAE`, as JSON; laid over those of the YAML."),
@@ -210,6 +216,12 @@ class TrainVQVAEArguments(HubArguments, LoopArguments, OptimizationArguments, Da
         self.loss_weights.check("loss_weights", TOKENIZER_LOSS_WEIGHTS)
         self.loss_weights = Keywords(TOKENIZER_LOSS_WEIGHTS | self.loss_weights)
         self._check_losses()
+        if self.vq_model_name_or_path is not None:
+            if self.pretrained_model_name_or_path is not None or "image" not in self.modalities:
+                raise ValueError(
+                    f"`vq_model_name_or_path` is {self.vq_model_name_or_path!r}, the image codec of a new tokenizer: "
+                    "leave `pretrained_model_name_or_path` out, and image among `train_modalities`."
+                )
 
     def _check_losses(self) -> None:
         """A term and what it needs go together: neither is silently left out."""

@@ -119,9 +119,10 @@ class CodebookTrainer:
             for name, quantizer in quantizers.items()
         }
 
-    def start_from_codes(self) -> None:
-        """Takes the codes that are there for started, each as if it had been chosen once a step: for fine-tuning."""
-        for name, state in self.states.items():
+    def start_from_codes(self, *names: str) -> None:
+        """Takes codebooks for started as they are, each code as if it had been chosen once a step: for fine-tuning."""
+        for name in names:
+            state = self.states[name]
             state.cluster_size.fill_(1.0)
             state.vector_sum.copy_(self.quantizers[name].codebook)
             state.is_started = True
@@ -167,14 +168,14 @@ class CodebookTrainer:
         """
         if self.update == "gradient" and learning_rate is None:
             raise ValueError("A codebook on the gradient needs the `learning_rate` of the step.")
-        metrics = {}
+        metrics, was_quantizing = {}, self.quantize
         for name, quantizer in self.quantizers.items():
             state = self.states[name]
             self._fill_reservoir(state, quantizer)
             if not state.is_started:
                 if global_step >= self.start_step:
                     self._start(name, state, quantizer)
-            else:
+            elif was_quantizing:  # otherwise another codebook has not been started
                 counts, sums = self._average(state)
                 if self.update == "gradient":
                     self._descend(state, quantizer, counts, sums, learning_rate)

@@ -138,7 +138,8 @@ def test_embeddings_are_of_the_codes_and_train_both_encoders():
     vqvae = tiny_vqvae(projection_dim=8)
     image, text = pictures(2), captions(2, 4, [4, 2])
     codes, output = vqvae.encode(image, text), vqvae(image, text)
-    of_codes = vqvae.image_projection(vqvae.image_quantizer.lookup(codes.image_codes).flatten(1, 2))
+    vectors = vqvae.image_quantizer.lookup(codes.image_codes).flatten(1, 2)
+    of_codes = vqvae.image_projection(vectors, torch.ones(vectors.shape[:2]))
     torch.testing.assert_close(of_codes, output.image_embeds, atol=1e-5, rtol=1e-5)
     (output.image_embeds * output.text_embeds).sum().backward()
     for parameter in (vqvae.image_encoder.shortcut.weight, vqvae.text_encoder.proj_out.weight):
@@ -151,8 +152,8 @@ def test_embeddings_are_of_the_codes_and_train_both_encoders():
         (SHARED | {"text_code_dim": 6}, r"must be equal; got \(32, 4\) for images and \(32, 6\) for text"),
         (SHARED | {"text_codebook_size": 48}, "must be equal"),
         (SHARED | {"text_codec": "identity"}, "needs two codecs with a codebook"),
-        (SHARED | {"image_codebook_size": None}, "`shared_codebook` = True needs two codecs with a codebook"),
-        ({"projection_dim": 8, "text_codec": None}, "`projection_dim` = 8 needs two codecs with a codebook"),
+        (SHARED | {"image_codebook_size": None}, "`shared_codebook` needs two codecs with a codebook"),
+        ({"projection_dim": 8, "text_codec": None}, "`projection_dim` needs two codecs with a codebook"),
     ],
 )
 def test_what_needs_two_codebooks_of_a_kind_is_refused_without_them(config, message):

@@ -185,6 +185,14 @@ def test_a_loss_and_what_it_needs_go_together(flags, message):
         parse_arguments(TrainVQVAEArguments, "vqvae", ["--output_dir", "x", *flags])
 
 
+@pytest.mark.parametrize("flags", [["--train_modalities", "text"], ["--pretrained_model_name_or_path", "other"]])
+def test_an_image_codec_is_that_of_a_new_tokenizer_of_pictures(flags):
+    with pytest.raises(ValueError, match="`vq_model_name_or_path` is 'codec', the image codec of a new tokenizer"):
+        parse_arguments(
+            TrainVQVAEArguments, "vqvae", ["--output_dir", "x", "--vq_model_name_or_path", "codec", *flags]
+        )
+
+
 def test_the_resolved_settings_are_a_file_that_gives_the_same_settings(config, tmp_path):
     for arguments_class, section in ((TrainVQVAEArguments, "vqvae"), (TrainDiTArguments, "dit")):
         arguments = parse_arguments(arguments_class, section, ["--config", str(config), "--seed", "7"])

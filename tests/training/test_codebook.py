@@ -43,6 +43,19 @@ def test_k_means_finds_as_many_distinct_points_as_there_are_codes():
     assert torch.cdist(points, codebook(codebooks)).amin(1).max() < 1e-5
 
 
+def test_a_codebook_that_is_taken_as_it_is_waits_for_the_others():
+    torch.manual_seed(0)
+    codebooks = CodebookTrainer({"image": VectorQuantizer(8, 3), "text": VectorQuantizer(8, 3)}, start_step=2)
+    before = codebook(codebooks).clone()
+    codebooks.start_from_codes("image")
+    for step in (1, 2):
+        assert not codebooks.quantize
+        for name in ("image", "text"):
+            codebooks.observe(name, vectors(20, seed=step))
+        codebooks.step(step)
+    assert codebooks.quantize and torch.equal(codebook(codebooks), before)
+
+
 def test_the_start_waits_for_its_step():
     codebooks = trainer(start_step=3)
     before = codebook(codebooks).clone()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import VQModel
 from script_runs import VQVAE, assert_close, assert_equal, metrics, run_in_process, run_in_two_processes, weights
 from vision_networks import save_network
 
@@ -80,6 +81,24 @@ def test_transitions_that_are_not_trained_come_from_bigrams_at_the_end(tmp_path)
     checkpoint, final = weights(folder / "checkpoint-4" / "vqvae"), weights(folder / "vqvae")
     assert (checkpoint["text_transitions.target"] == 0).all()
     assert not torch.equal(checkpoint["text_transitions.source"], final["text_transitions.source"])
+
+
+def test_training_goes_on_from_a_vq_model(tmp_path):
+    torch.manual_seed(0)
+    config = {"block_out_channels": (8, 16, 16), "norm_num_groups": 4, "num_vq_embeddings": 16, "latent_channels": 4}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    codec = VQModel(**config, **blocks)
+    torch.nn.init.normal_(codec.quantize.embedding.weight)
+    codec.save_pretrained(tmp_path / "codec")
+    flags = ["--vq_model_name_or_path", str(tmp_path / "codec"), "--learning_rate", "0", "--quantizer_start_step", "2"]
+    flags += ["--model_init_kwargs", '{"text_codebook_size": 24, "text_code_dim": 4, "text_width": 16}']
+    folder = run_in_process("train_vqvae", tmp_path / "run", *flags)
+    before = weights(folder / "checkpoint-2" / "vqvae")
+    for name in ("encoder.conv_in.weight", "quant_conv.weight"):
+        assert torch.equal(before[f"image_encoder.{name}"], codec.state_dict()[name])
+    assert torch.equal(before["image_quantizer.codebook"], codec.quantize.embedding.weight)
+    logged = metrics("train_vqvae", folder)
+    assert ("image_usage", 3) in logged and ("text_usage", 3) in logged
 
 
 @pytest.mark.slow

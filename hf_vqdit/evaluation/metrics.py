@@ -54,7 +54,7 @@ def tokenizer_figures(
         if vqvae.config.text_codec is not None and has_text.any():
             input_ids = batch["input_ids"][has_text]  # (B, S)
             codes = vqvae.encode(text=input_ids).text_codes
-            is_right = vqvae.decode(text_codes=codes).text_logits.argmax(dim=-1) == input_ids
+            is_right = vqvae.read_text(vqvae.decode(text_codes=codes).text_logits) == input_ids
             is_token = input_ids != pad_token_id
             token_accuracy.update(is_right[is_token])
             exact.update((is_right | ~is_token).all(dim=1))

@@ -114,7 +114,7 @@ class SamplingTrace:
         filled = {name: value.masked_fill(value == mask_ids[name], 0) for name, value in filled.items()}
         decoded = pipeline.vqvae.decode(**filled)
         pictures = VaeImageProcessor().postprocess(decoded.image.float(), output_type="pil")
-        token_ids = decoded.text_logits.argmax(dim=-1).tolist()  # (B, S)
+        token_ids = pipeline.vqvae.read_text(decoded.text_logits).tolist()  # (B, S)
         is_unknown_token = (
             is_unknown["text_codes"].any(dim=-1).repeat_interleave(pipeline.vqvae.text_downsample_factor, dim=1)
         )

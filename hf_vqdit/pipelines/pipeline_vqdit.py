@@ -759,7 +759,7 @@ class VQDiTPipeline(DiffusionPipeline):
     ) -> list[str]:
         """Captions of text codes `(B, S/r, G)`, up to EOS; given tokens are read as they were given."""
         logits = self.vqvae.decode(text_codes=text_codes).text_logits  # (B, S, vocabulary)
-        token_ids = logits.masked_fill(forbidden_tokens, -torch.inf).argmax(dim=-1)
+        token_ids = self.vqvae.read_text(logits.masked_fill(forbidden_tokens, -torch.inf))
         token_ids = torch.where(tokens.is_known, tokens.input_ids, token_ids)
         is_end = (token_ids == self.tokenizer.eos_token_id) | (token_ids == self.tokenizer.pad_token_id)
         lengths = (is_end.cumsum(dim=1) == 0).sum(dim=1).tolist()

@@ -327,8 +327,8 @@ class TokenTransitions(nn.Module):
     """Low-rank scores of neighbouring tokens, and the token sequence that they and the logits together favour.
 
     A sequence y scores sum_t logits_t[y_t] + sum_t M[y_{t-1}, y_t] with M = source target^T, the linear chain of
-    NART-CRF (Sun 2019), of which each position keeps the `beam_size` likeliest tokens. M starts at 0, and
-    is 0 wherever a token is padding.
+    NART-CRF (Sun 2019), of which each position keeps the `beam_size` likeliest tokens. M starts at 0, and is 0
+    wherever a token is padding.
     """
 
     def __init__(self, vocab_size: int, rank: int, pad_token_id: int):
@@ -341,7 +341,8 @@ class TokenTransitions(nn.Module):
         """M for each pair of `tokens` `(..., m)` and `next_tokens` `(..., n)`: `(..., m, n)`, float32."""
         sources = self.source[tokens].float() * (tokens != self.pad_token_id).unsqueeze(-1)
         targets = self.target[next_tokens].float() * (next_tokens != self.pad_token_id).unsqueeze(-1)
-        return sources @ targets.transpose(-1, -2)
+        with torch.autocast(sources.device.type, enabled=False):
+            return sources @ targets.transpose(-1, -2)
 
     def lattice(
         self, logits: torch.Tensor, beam_size: int, required: torch.LongTensor | None = None

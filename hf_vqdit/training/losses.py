@@ -104,7 +104,8 @@ def contrastive_loss(
     Returns:
         `torch.FloatTensor` of shape `(B,)`: Nats, the mean of both ways.
     """
-    logits = image_embeds.float() @ text_embeds.float().T / ALIGNMENT_TEMPERATURE  # (B, B)
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        logits = image_embeds.float() @ text_embeds.float().T / ALIGNMENT_TEMPERATURE  # (B, B)
     answers = torch.arange(len(logits), device=logits.device)
     is_same = (input_ids.unsqueeze(0) == input_ids.unsqueeze(1)).all(dim=-1)
     is_own = answers.unsqueeze(0) == answers.unsqueeze(1)

@@ -1,0 +1,302 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""Trains the tokenizer with each of its parts on and off, and writes a Markdown table of what that gains and costs.
+
+    python benchmarks/tokenizer_table.py --output_dir runs/tokenizer_table --table docs/tokenizer.md
+    python benchmarks/tokenizer_table.py --output_dir runs/tokenizer_table --datasets shapes --parts base alignment
+
+Every run of a data set has the steps, the batches and the model of its configuration; a part changes what is named
+after it and nothing else. Runs that are done are not done again, so the command may be interrupted, and called again
+with other parts. `--table` alone is written of the runs that are there. Figures are those of held-out pairs.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from hf_vqdit import MultimodalVQVAE
+from hf_vqdit.data import PairDataset, RowKey, collate_pairs, load_caption_tokenizer, load_pairs
+from hf_vqdit.data.shapes import SCENE_TYPES, parse
+from hf_vqdit.evaluation.judge import ShapesJudge, train_judge
+from hf_vqdit.evaluation.metrics import reconstruct, share_equal, tokenizer_figures
+from hf_vqdit.training.arguments import TrainVQVAEArguments, parse_arguments
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = {name: ROOT / "training_scripts" / "configs" / f"{name}.yaml" for name in ("quickstart", "emoji")}
+FIGURES_FILE = "figures.json"
+NUM_PAIRS = 512  # held-out pairs measured, at most
+NUM_CANDIDATES = 64  # pairs among which a caption finds its picture, and the reverse
+NUM_PROBE_PAIRS = 2048
+NUM_JUDGE_STEPS = None  # those that make a judge
+BATCH_SIZE = 64
+
+
+class Part(NamedTuple):
+    """What is changed of a configuration. Steps are parts of the run."""
+
+    model: dict[str, Any] = {}
+    losses: dict[str, float] = {}
+    discriminator: dict[str, Any] = {}
+    flags: tuple[str, ...] = ()
+    of: str = "base"  # the part that it is compared with
+
+
+LOSSY_TEXT = {"text_downsample_factor": 4, "text_num_groups": 1}
+ADVERSARIAL = {"image_adversarial": 0.5}
+PARTS = {
+    "base": Part(),
+    "rotation trick": Part(flags=("--gradient_estimator", "rotation_trick")),
+    "codebook on the gradient": Part(flags=("--codebook_update", "gradient")),
+    "shared codebook": Part(model={"shared_codebook": True}),
+    "layer norm": Part(model={"norm_type": "layer"}),
+    "attention": Part(model={"mid_block_add_attention": True}),
+    "discriminator, adaptive weight": Part(losses=ADVERSARIAL),
+    "discriminator, fixed weight": Part(losses={"image_adversarial": 0.05}, discriminator={"adaptive": False}),
+    "discriminator without R1": Part(losses=ADVERSARIAL, discriminator={"r1_gamma": 0.0}),
+    "discriminator with LeCAM": Part(losses=ADVERSARIAL, discriminator={"lecam_weight": 0.01}),
+    "perceptual": Part(losses={"image_perceptual": 0.1}),
+    "alignment": Part(model={"projection_dim": 64}, losses={"alignment": 0.1}),
+    "random flips": Part(flags=("--random_flip", "true")),
+    "text r = 2, G = 2": Part(model={"text_downsample_factor": 2, "text_num_groups": 2}),
+    "text r = 4, G = 4": Part(model={"text_downsample_factor": 4, "text_num_groups": 4}),
+    "text r = 4, G = 1": Part(model=LOSSY_TEXT),
+    "text r = 4, G = 1, bigrams": Part(model=LOSSY_TEXT | {"text_transition_rank": 32}, of="text r = 4, G = 1"),
+    "text r = 4, G = 1, CRF": Part(
+        model=LOSSY_TEXT | {"text_transition_rank": 32}, losses={"text_crf": 0.5}, of="text r = 4, G = 1"
+    ),
+}
+COLUMNS = {  # figure -> its title and how it is written
+    "image_psnr_db": ("PSNR, dB", "{:.2f}"),
+    "image_ssim": ("SSIM", "{:.3f}"),
+    "image_judged": ("judged, %", "{:.1%}"),
+    "image_codebook_usage": ("codes used, %", "{:.1%}"),
+    "image_codebook_perplexity": ("perplexity", "{:.0f}"),
+    "text_reconstruction_exact": ("captions exact, %", "{:.1%}"),
+    "text_exact_by_argmax": ("by argmax, %", "{:.1%}"),
+    "retrieval_probe": ("R@1, probe, %", "{:.1%}"),
+    "retrieval_embeds": ("R@1, embeddings, %", "{:.1%}"),
+    "cpu_seconds_per_step": ("CPU s a step", "{:.3f}"),
+}
+NOTES = """\
+- R@1: of {candidates} held-out captions, how many find their picture first, and the reverse, on average; equal
+  captions are all right. Probe: by a linear map (ridge regression, fitted on {probe} training pairs) from the codes of
+  pictures to those of captions. Embeddings: by the model's own, where it has them.
+- By argmax: the same model, read out without its transitions.
+- CPU seconds count all threads, and the start of a run.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True, help="where the runs go")
+    parser.add_argument("--datasets", nargs="+", default=["shapes", "emoji"], help="shapes, emoji, or configurations")
+    parser.add_argument("--parts", nargs="+", help=f"of {', '.join(PARTS)}; by default all that can be trained")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--max_train_steps", type=int, help="by default those of the configuration")
+    parser.add_argument("--perceptual_model_name_or_path", help="network of the part `perceptual`")
+    parser.add_argument("--table", type=Path, help="Markdown file to write")
+    args = parser.parse_args(argv)
+    parts = args.parts or [name for name in PARTS if name != "perceptual" or args.perceptual_model_name_or_path]
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"unknown parts {sorted(unknown)}; choose from {', '.join(PARTS)}")
+    if "perceptual" in parts and not args.perceptual_model_name_or_path:
+        parser.error("the part `perceptual` needs weights: name them by --perceptual_model_name_or_path")
+
+    for dataset in args.datasets:
+        config = CONFIGS.get({"shapes": "quickstart"}.get(dataset, dataset), Path(dataset))
+        for seed in args.seeds:  # a whole table of one seed comes first
+            for name in parts:
+                run(name, config, args.output_dir / config.stem, seed, args)
+    table = write_table(args.output_dir)
+    print(table)
+    if args.table is not None:
+        args.table.write_text(table, encoding="utf-8")
+
+
+# One run
+
+
+def run(name: str, config: Path, folder: Path, seed: int, args: argparse.Namespace) -> None:
+    """Trains and measures one tokenizer, unless that is done."""
+    folder = folder / name.replace(" ", "_").replace(",", "") / f"seed-{seed}"
+    if (folder / FIGURES_FILE).is_file():
+        return
+    print(f"{folder}", flush=True)
+    flags = flags_of(PARTS[name], config, args)
+    flags += ["--config", str(config), "--output_dir", str(folder), "--seed", str(seed)]
+    before = _child_cpu_seconds()
+    # What other work leaves of the machine changes how long a run takes, not how many CPU seconds.
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    subprocess.run([sys.executable, ROOT / "training_scripts" / "train_vqvae.py", *flags], check=True, env=environment)
+    seconds = _child_cpu_seconds() - before
+    settings = parse_arguments(TrainVQVAEArguments, "vqvae", flags)
+    figures = measure(folder, settings)
+    figures["cpu_seconds_per_step"] = seconds / settings.max_train_steps
+    record = {"part": name, "seed": seed, "steps": settings.max_train_steps, "figures": figures}
+    (folder / FIGURES_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def flags_of(part: Part, config: Path, args: argparse.Namespace) -> list[str]:
+    """The command line of a part, without data and output: settings over those of the configuration."""
+    base = parse_arguments(TrainVQVAEArguments, "vqvae", ["--config", str(config), "--output_dir", "x"])
+    steps = args.max_train_steps or base.max_train_steps
+    model = dict(part.model)
+    if model.get("shared_codebook"):  # the codebook of the pictures
+        model |= {"text_codebook_size": base.model_init_kwargs["image_codebook_size"]}
+        model |= {"text_code_dim": base.model_init_kwargs["code_dim"]}
+    flags = [*part.flags, "--max_train_steps", str(steps), "--validation_steps", "0"]
+    flags += ["--model_init_kwargs", json.dumps(model), "--loss_weights", json.dumps(part.losses)]
+    if part.losses.get("image_adversarial"):
+        start = {"start_step": steps // 4, "warmup_steps": steps // 12, "ramp_steps": steps // 6, "num_layers": 2}
+        flags += ["--discriminator_kwargs", json.dumps(start | {"width": 32} | part.discriminator)]
+    if part.losses.get("image_perceptual"):
+        flags += ["--perceptual_model_name_or_path", args.perceptual_model_name_or_path]
+    return flags
+
+
+def _child_cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+# Its figures
+
+
+def measure(folder: Path, settings: TrainVQVAEArguments) -> dict[str, float]:
+    """What held-out pairs say of a trained tokenizer."""
+    vqvae = MultimodalVQVAE.from_pretrained(folder, subfolder="vqvae").eval().requires_grad_(False)
+    tokenizer = load_caption_tokenizer(folder, subfolder="tokenizer")
+    pairs = load_pairs(**settings.pairs)
+    held_out, known = (
+        PairDataset(pairs[split], tokenizer, settings.resolution, settings.center_crop, seed=settings.seed)
+        for split in ("validation", "train")
+    )
+    batches = list(read_batches(held_out, NUM_PAIRS))
+    figures = tokenizer_figures(vqvae, batches, tokenizer.pad_token_id)
+    if settings.dataset_name == "shapes":
+        pixel_values = torch.cat([batch["pixel_values"] for batch in batches])
+        truth = [parse(captions[0]) for captions in pairs["validation"][: len(pixel_values)]["caption"]]
+        scenes = get_judge(truth[0]).read(reconstruct(vqvae, pixel_values))
+        figures["image_judged"] = share_equal(scenes, truth)
+    if vqvae.config.text_transition_rank is not None:
+        vqvae.text_transitions.target.zero_()  # the read-out is then the likeliest token of each position
+        plain = tokenizer_figures(vqvae, batches, tokenizer.pad_token_id)
+        figures["text_exact_by_argmax"] = plain["text_reconstruction_exact"]
+    probe = fit_probe(vqvae, read_batches(known, NUM_PROBE_PAIRS))
+    found = {"retrieval_probe": [], "retrieval_embeds": []}
+    for batch in batches:
+        image, text = pooled_codes(vqvae, batch)
+        found["retrieval_probe"].append(retrieval_at_1(image @ probe, text, batch["input_ids"]))
+        if vqvae.config.projection_dim is not None:
+            output = vqvae(batch["pixel_values"], batch["input_ids"])
+            found["retrieval_embeds"].append(
+                retrieval_at_1(output.image_embeds, output.text_embeds, batch["input_ids"])
+            )
+    return figures | {name: statistics.mean(values) for name, values in found.items() if values}
+
+
+def read_batches(dataset: PairDataset, num_pairs: int) -> Iterable[dict[str, Any]]:
+    """The first pairs of a data set, in whole batches as far as they go."""
+    rows = range(min(num_pairs, len(dataset)))
+    for start in rows[::BATCH_SIZE]:
+        yield collate_pairs([dataset[RowKey(0, row)] for row in rows[start : start + BATCH_SIZE]])
+
+
+_judges: dict[int, ShapesJudge] = {}
+
+
+def get_judge(scene: Any) -> ShapesJudge:
+    """A judge for such scenes, trained once."""
+    num_objects = next(number for number, scene_type in SCENE_TYPES.items() if type(scene) is scene_type)
+    if num_objects not in _judges:
+        _judges[num_objects] = train_judge(num_objects, num_train_steps=NUM_JUDGE_STEPS)
+    return _judges[num_objects]
+
+
+def pooled_codes(vqvae: MultimodalVQVAE, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Code vectors of pictures, by quarters, and of captions, averaged: `(B, 4 D + 1)` and `(B, G D)`, float64."""
+    codes = vqvae.encode(batch["pixel_values"], batch["input_ids"])
+    image = vqvae.image_quantizer.lookup(codes.image_codes).double().movedim(-1, 1)
+    image = F.adaptive_avg_pool2d(image, 2).flatten(1)
+    is_real = (codes.text_codes < vqvae.text_codebook_size).unsqueeze(-1)  # (B, S/r, G, 1)
+    text = vqvae.text_quantizer.lookup(codes.text_codes.clamp(max=vqvae.text_codebook_size - 1)).double() * is_real
+    text = (text.sum(dim=1) / is_real.sum(dim=1)).flatten(1)
+    return F.pad(image, (0, 1), value=1.0), text
+
+
+def fit_probe(vqvae: MultimodalVQVAE, batches: Iterable[dict[str, Any]], ridge: float = 1e-3) -> torch.Tensor:
+    """The linear map from codes of pictures to codes of captions, `(4 D + 1, G D)`, by ridge regression."""
+    images, texts = zip(*(pooled_codes(vqvae, batch) for batch in batches), strict=True)
+    image, text = torch.cat(images), torch.cat(texts)
+    penalty = ridge * len(image) * torch.eye(image.shape[1], dtype=image.dtype)
+    return torch.linalg.solve(image.T @ image + penalty, image.T @ text)
+
+
+def retrieval_at_1(image: torch.Tensor, text: torch.Tensor, input_ids: torch.LongTensor) -> float:
+    """Share of pictures whose nearest caption is theirs, and of captions whose nearest picture is, on average."""
+    image, text, input_ids = image[:NUM_CANDIDATES], text[:NUM_CANDIDATES], input_ids[:NUM_CANDIDATES]
+    similarity = F.normalize(image - image.mean(dim=0), dim=1) @ F.normalize(text - text.mean(dim=0), dim=1).T
+    is_right = (input_ids.unsqueeze(0) == input_ids.unsqueeze(1)).all(dim=-1)
+    ways = [is_right.gather(1, own.argmax(dim=1, keepdim=True)) for own in (similarity, similarity.T)]
+    return torch.cat(ways).double().mean().item()
+
+
+# The table
+
+
+def write_table(output_dir: Path) -> str:
+    """All runs of a folder as Markdown: the mean over the seeds, in brackets the least and the greatest."""
+    page = ["# The tokenizer, part by part", ""]
+    for folder in sorted(path for path in output_dir.iterdir() if path.is_dir()):
+        records = [json.loads(file.read_text()) for file in sorted(folder.glob(f"*/seed-*/{FIGURES_FILE}"))]
+        if not records:
+            continue
+        columns = [name for name in COLUMNS if any(name in record["figures"] for record in records)]
+        steps = sorted({record["steps"] for record in records})
+        page += [f"## {folder.name}, {' and '.join(map(str, steps))} steps", ""]
+        page += ["| part | seeds | " + " | ".join(COLUMNS[name][0] for name in columns) + " | PSNR against |"]
+        page += ["|" + "---|" * (len(columns) + 3)]
+        means = {name: mean_psnr(records, name) for name in PARTS}
+        for name in PARTS:
+            own = [record["figures"] for record in records if record["part"] == name]
+            if own:
+                cells = [
+                    _cell([figures[column] for figures in own if column in figures], column) for column in columns
+                ]
+                page.append(f"| {name} | {len(own)} | {' | '.join(cells)} | {_difference(name, means)} |")
+        page.append("")
+    return "\n".join([*page, NOTES.format(candidates=NUM_CANDIDATES, probe=NUM_PROBE_PAIRS)])
+
+
+def mean_psnr(records: list[dict[str, Any]], part: str) -> float | None:
+    """PSNR of a part's runs, averaged over the seeds."""
+    values = [record["figures"]["image_psnr_db"] for record in records if record["part"] == part]
+    return statistics.mean(values) if values else None
+
+
+def _cell(values: list[float], column: str) -> str:
+    if not values:
+        return ""
+    form = COLUMNS[column][1]
+    mean, low, high = (form.format(value).rstrip("%") for value in (statistics.mean(values), min(values), max(values)))
+    return f"{mean} ({low} to {high})" if len(values) > 1 else mean
+
+
+def _difference(part: str, means: dict[str, float | None]) -> str:
+    other = PARTS[part].of
+    if part == other or means[other] is None:
+        return ""
+    return f"{means[part] - means[other]:+.2f} ({other})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""The table of the tokenizer's parts: every part is a run that starts, and what is done is not done again."""
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from script_runs import VQVAE
+
+from hf_vqdit.training.arguments import TrainVQVAEArguments, parse_arguments
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "tokenizer_table.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("tokenizer_table", FILE)
+    module = sys.modules["tokenizer_table"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    common = {"dataset_name": "shapes", "num_train_rows": 24, "validation_fraction": 0.25}
+    settings = {"model_init_kwargs": VQVAE, "vocab_size": 400, "train_batch_size": 4, "quantizer_start_step": 1}
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump({"format_version": 1, "common": common, "vqvae": settings}))
+    return file
+
+
+def test_every_part_changes_what_it_says_and_keeps_the_steps(tool, config):
+    for name, part in tool.PARTS.items():
+        args = argparse.Namespace(max_train_steps=24, perceptual_model_name_or_path="network")
+        flags = ["--config", str(config), "--output_dir", "x", *tool.flags_of(part, config, args)]
+        settings = parse_arguments(TrainVQVAEArguments, "vqvae", flags)
+        assert settings.max_train_steps == 24 and settings.train_batch_size == 4
+        assert settings.model_init_kwargs.items() >= part.model.items(), name
+        assert settings.loss_weights.items() >= part.losses.items(), name
+        assert part.of in tool.PARTS
+
+
+def test_figures_are_measured_once_and_make_a_table(tool, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "NUM_JUDGE_STEPS", 1)
+    flags = ["--output_dir", str(tmp_path / "runs"), "--datasets", str(config), "--seeds", "3"]
+    flags += ["--max_train_steps", "4", "--parts", "base", "alignment", "--table", str(tmp_path / "table.md")]
+    tool.main(flags)
+    files = sorted((tmp_path / "runs").rglob(tool.FIGURES_FILE))
+    records = [json.loads(file.read_text()) for file in files]
+    assert [record["part"] for record in records] == ["alignment", "base"]
+    assert all((record["seed"], record["steps"]) == (3, 4) for record in records)
+    assert "retrieval_embeds" in records[0]["figures"] and "retrieval_embeds" not in records[1]["figures"]
+    assert all(0 <= record["figures"]["retrieval_probe"] <= 1 for record in records)
+    table = (tmp_path / "table.md").read_text()
+    assert "## tiny, 4 steps" in table and f"{records[1]['figures']['image_psnr_db']:.2f}" in table
+    times = [file.stat().st_mtime_ns for file in files]
+    tool.main(flags)
+    assert [file.stat().st_mtime_ns for file in files] == times
+
+
+def test_a_picture_finds_its_caption_when_the_codes_tell_it(tool):
+    generator = torch.Generator().manual_seed(0)
+    text, input_ids = torch.randn(20, 5, generator=generator), torch.arange(20).unsqueeze(1)
+    assert tool.retrieval_at_1(text, text, input_ids) == 1
+    assert tool.retrieval_at_1(text, text.roll(1, dims=0), input_ids) < 0.2
+    assert tool.retrieval_at_1(text, text.roll(1, dims=0), torch.ones(20, 1)) == 1  # all captions are the same
+
+
+def test_a_part_that_does_not_exist_or_lacks_its_weights_is_refused(tool, tmp_path, capsys):
+    for parts, message in ((["base", "magic"], "unknown parts ['magic']"), (["perceptual"], "needs weights")):
+        with pytest.raises(SystemExit):
+            tool.main(["--output_dir", str(tmp_path), "--parts", *parts])
+        assert message in capsys.readouterr().err

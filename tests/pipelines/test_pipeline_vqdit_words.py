@@ -14,6 +14,7 @@ TEXT_CODECS = {
     "r=1": {},
     "r=2": {"text_downsample_factor": 2, "text_num_groups": 2},
     "identity": {"text_codec": "identity"},
+    "transitions": {"text_downsample_factor": 2, "text_transition_rank": 4},
 }
 
 
@@ -21,7 +22,9 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def with_text_codec(pipeline, text_codec="vq", text_downsample_factor=1, text_num_groups=1, seed=0):
+def with_text_codec(
+    pipeline, text_codec="vq", text_downsample_factor=1, text_num_groups=1, text_transition_rank=None, seed=0
+):
     """The same pipeline with another, untrained text codec and a transformer for it."""
     tokenizer = pipeline.tokenizer
     with torch.random.fork_rng():
@@ -39,7 +42,10 @@ def with_text_codec(pipeline, text_codec="vq", text_downsample_factor=1, text_nu
             text_num_groups=text_num_groups,
             text_width=16,
             num_text_decoder_layers=1,
+            text_transition_rank=text_transition_rank,
         )
+        if text_transition_rank is not None:  # they start at 0
+            torch.nn.init.normal_(vqvae.text_transitions.target, std=3.0)
         transformer = hf_vqdit.VQDiTModel(
             image_codebook_size=32,
             text_codebook_size=vqvae.text_codebook_size,

@@ -14,7 +14,6 @@ TEXT_CODECS = {
     "r=1": {},
     "r=2": {"text_downsample_factor": 2, "text_num_groups": 2},
     "identity": {"text_codec": "identity"},
-    "transitions": {"text_downsample_factor": 2, "text_transition_rank": 4},
 }
 
 
@@ -104,6 +103,26 @@ def test_a_masked_word_is_one_token_and_no_special_one(tiny_pipeline, codec):
         words = [pipeline.tokenizer.decode(token_id) for token_id in filled.tolist()]
         assert text == f"a{words[0]} circle{words[1]} here"
         assert not set(filled.tolist()) & set(pipeline.tokenizer.all_special_ids)
+
+
+def test_a_missing_word_is_read_together_with_the_given_ones_beside_it(tiny_pipeline):
+    pipeline = with_text_codec(tiny_pipeline, text_downsample_factor=2, text_transition_rank=4)
+    tokens = pipeline.tokenize(["a small [MASK] circle"], 1)
+    forbidden_tokens = pipeline._forbidden_tokens(tokens)
+    transitions, position = pipeline.vqvae.text_transitions, tokens.is_word[0].nonzero().item()
+    before, after = tokens.input_ids[0, position - 1], tokens.input_ids[0, position + 1]
+    differing = 0
+    for seed in range(8):
+        codes = text_codes_of(pipeline, prompt="a small [MASK] circle", image=PICTURE, generator=generator(seed))
+        logits = pipeline.vqvae.decode(text_codes=codes).text_logits.masked_fill(forbidden_tokens, -torch.inf)
+        logits, candidates = logits[0, position].topk(64)
+        scores = logits + transitions.target[candidates] @ transitions.source[before]
+        scores = scores + transitions.source[candidates] @ transitions.target[after]
+        word = candidates[scores.argmax()]
+        differing += int(word != candidates[0])
+        text = pipeline.decode_texts(codes, tokens, forbidden_tokens)[0]
+        assert text == f"a small{pipeline.tokenizer.decode(word.item())} circle"
+    assert differing > 0
 
 
 @pytest.mark.parametrize("codec", TEXT_CODECS)

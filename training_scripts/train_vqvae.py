@@ -30,7 +30,7 @@ from hf_vqdit.training.losses import RECONSTRUCTION_TERMS, ramp, tokenizer_losse
 from hf_vqdit.training.perceptual import PerceptualLoss, load_perceptual_loss
 from hf_vqdit.training.previews import preview_reconstructions
 from hf_vqdit.training.run import TrainingRun, make_optimizer
-from hf_vqdit.training.transitions import fit_bigram_transitions
+from hf_vqdit.training.transitions import MAX_BIGRAM_VOCABULARY, fit_bigram_transitions
 
 NUM_STATISTICS_PAIRS = 2048  # training pairs over which the statistics that ship are taken
 
@@ -185,21 +185,32 @@ def make_model(args: TrainVQVAEArguments, tokenizer: PreTrainedTokenizerFast) ->
             model = from_vq_model(image_codec, vocab_size=len(tokenizer), **settings)
         else:
             model = MultimodalVQVAE(vocab_size=len(tokenizer), **settings)
+    check_model(args, model, tokenizer)
+    if model.config.text_transition_rank is not None:  # otherwise they are set from bigrams, at the end
+        model.text_transitions.requires_grad_(args.loss_weights["text_crf"] > 0)
+    if args.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return model
+
+
+def check_model(args: TrainVQVAEArguments, model: MultimodalVQVAE, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Ends the run before it begins if model, tokenizer and losses do not go together."""
     for term, setting in (("alignment", "projection_dim"), ("text_crf", "text_transition_rank")):
         if args.loss_weights[term] > 0 and model.config[setting] is None:
             raise ValueError(
                 f"`loss_weights` has {term}: that needs a model with a `{setting}`, which this one lacks."
             )
-    if model.config.text_transition_rank is not None:  # otherwise they are set from bigrams, at the end
-        model.text_transitions.requires_grad_(args.loss_weights["text_crf"] > 0)
     if model.config.text_codec is not None and tokenizer.model_max_length % model.text_downsample_factor:
         raise ValueError(
             f"r = {model.text_downsample_factor} (`text_downsample_factor`) does not divide the text context of "
             f"{tokenizer.model_max_length} tokens: choose another `model_max_length`."
         )
-    if args.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    return model
+    from_bigrams = model.config.text_transition_rank is not None and args.loss_weights["text_crf"] == 0
+    if from_bigrams and len(tokenizer) > MAX_BIGRAM_VOCABULARY:
+        raise ValueError(
+            f"Transitions from bigrams are for vocabularies of up to {MAX_BIGRAM_VOCABULARY} tokens; this one has "
+            f"{len(tokenizer)}: train them instead, by a weight of text_crf in `loss_weights`."
+        )
 
 
 def make_codebook_trainer(args: TrainVQVAEArguments, model: MultimodalVQVAE) -> CodebookTrainer:

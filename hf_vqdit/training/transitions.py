@@ -12,7 +12,8 @@ from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE, TokenTransitions
 logger = logging.getLogger(__name__)
 
 BEAM_SIZE = 64
-SMOOTHING = 1.0  # unseen pairs count as if each token had been seen this often before chance neighbours
+SMOOTHING = 1.0  # draws from p(j) that are counted after each token besides those seen
+MAX_BIGRAM_VOCABULARY = 16384  # the table of all pairs is built: 1 GiB
 STRENGTHS = (0.0, 0.1, 0.3, 1.0)
 SCORED_AT_ONCE = 64  # captions
 

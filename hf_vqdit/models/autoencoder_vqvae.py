@@ -327,36 +327,35 @@ class TokenTransitions(nn.Module):
     """Low-rank scores of neighbouring tokens, and the token sequence that they and the logits together favour.
 
     A sequence y scores sum_t logits_t[y_t] + sum_t M[y_{t-1}, y_t] with M = source target^T, the linear chain of
-    NART-CRF (Sun 2019), of which each position keeps the `beam_size` likeliest tokens. M starts at 0, and is 0
-    wherever a token is padding.
+    NART-CRF (Sun 2019), of which each position keeps the `beam_size` likeliest tokens. M starts at 0. What follows the
+    end of a text counts nothing.
     """
 
-    def __init__(self, vocab_size: int, rank: int, pad_token_id: int):
+    def __init__(self, vocab_size: int, rank: int, end_token_ids: tuple[int, ...]):
         super().__init__()
-        self.pad_token_id = pad_token_id
+        self.end_token_ids = end_token_ids
         self.source = nn.Parameter(torch.randn(vocab_size, rank) * rank**-0.5)
         self.target = nn.Parameter(torch.zeros(vocab_size, rank))
 
     def score(self, tokens: torch.LongTensor, next_tokens: torch.LongTensor) -> torch.Tensor:
         """M for each pair of `tokens` `(..., m)` and `next_tokens` `(..., n)`: `(..., m, n)`, float32."""
-        sources = self.source[tokens].float() * (tokens != self.pad_token_id).unsqueeze(-1)
-        targets = self.target[next_tokens].float() * (next_tokens != self.pad_token_id).unsqueeze(-1)
-        with torch.autocast(sources.device.type, enabled=False):
-            return sources @ targets.transpose(-1, -2)
+        with torch.autocast(self.source.device.type, enabled=False):
+            return self.source[tokens].float() @ self.target[next_tokens].float().transpose(-1, -2)
 
     def lattice(
-        self, logits: torch.Tensor, beam_size: int, required: torch.LongTensor | None = None
-    ) -> tuple[torch.LongTensor, torch.Tensor, torch.Tensor]:
-        """The likeliest tokens `(B, S, k)` of each position, with `required` ones `(B, S)` among them, their logits
-        `(B, S, k)`, and their scores with those of the next position `(B, S-1, k, k)`."""
-        ranking = logits if required is None else logits.scatter(-1, required.unsqueeze(-1), float("inf"))
-        candidates = ranking.topk(min(beam_size, logits.shape[-1]), dim=-1).indices
-        scores = self.score(candidates[:, :-1], candidates[:, 1:])
-        return candidates, logits.gather(-1, candidates).float(), scores
+        self, logits: torch.Tensor, candidates: torch.LongTensor, is_text: torch.BoolTensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `(B, S, k)` of `candidates` `(B, S, k)`, and the scores `(B, S-1, k, k)` of those side by side."""
+        emissions, scores = logits.gather(-1, candidates).float(), self.score(candidates[:, :-1], candidates[:, 1:])
+        # After the end there is one candidate, the first, for nothing.
+        nothing = torch.full_like(emissions, -torch.inf).index_fill(-1, candidates.new_zeros(1), 0.0)
+        return torch.where(is_text[..., None], emissions, nothing), scores * is_text[:, 1:, None, None]
 
     def forward(self, logits: torch.Tensor, beam_size: int) -> torch.LongTensor:
-        """The sequence `(B, S)` of the highest score in the beam (Viterbi 1967)."""
-        candidates, emissions, scores = self.lattice(logits, beam_size)
+        """The sequence `(B, S)` of the highest score in the beam (Viterbi 1967), up to the likeliest end."""
+        candidates = logits.topk(min(beam_size, logits.shape[-1]), dim=-1).indices
+        is_end = torch.isin(candidates[..., 0], candidates.new_tensor(self.end_token_ids)).long()
+        emissions, scores = self.lattice(logits, candidates, is_end.cumsum(dim=1) - is_end == 0)
         best, pointers = emissions[:, 0], []  # (B, k): of the best path to each candidate
         for position in range(1, emissions.shape[1]):
             best, pointer = (best.unsqueeze(2) + scores[:, position - 1]).max(dim=1)
@@ -498,7 +497,9 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
             self.text_latents_mean = nn.Parameter(torch.full((text_code_dim,), float("nan")), requires_grad=False)
             self.text_latents_std = nn.Parameter(torch.full((text_code_dim,), float("nan")), requires_grad=False)
             if text_transition_rank is not None:
-                self.text_transitions = TokenTransitions(vocab_size, text_transition_rank, pad_token_id)
+                self.text_transitions = TokenTransitions(
+                    vocab_size, text_transition_rank, (eos_token_id, pad_token_id)
+                )
         for name in ("image_project_in", "image_project_out", "text_project_in", "text_project_out"):
             setattr(self, name, nn.Linear(code_dim, code_dim) if shared_codebook else nn.Identity())
             if shared_codebook:  # they start as the identity

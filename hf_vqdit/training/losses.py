@@ -80,7 +80,7 @@ def tokenizer_losses(
             "text_commitment": output.text_commitment_loss.float(),
         }
         if transitions is not None:
-            text_terms["text_crf"] = crf_loss(transitions, output.text_logits, input_ids)
+            text_terms["text_crf"] = crf_loss(transitions, output.text_logits, input_ids, pad_token_id)
         terms |= {name: term.where(has_text, 0.0) for name, term in text_terms.items()}
     if output.image_embeds is not None and output.text_embeds is not None:
         has_pair = has_image & has_text

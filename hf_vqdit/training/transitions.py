@@ -22,31 +22,33 @@ def crf_loss(
     transitions: TokenTransitions,
     text_logits: torch.Tensor,
     input_ids: torch.LongTensor,
+    pad_token_id: int,
     beam_size: int = BEAM_SIZE,
 ) -> torch.Tensor:
     """-log p of captions under the linear chain of logits and transitions (NART-CRF, Sun 2019), row by row.
 
     The normalizer sums over the sequences of the beam, the caption among them, by the forward algorithm: exact if the
-    beam holds the vocabulary, otherwise too small.
+    beam holds the vocabulary, otherwise too small. Sequences are as long as the caption.
 
     Args:
         transitions (`TokenTransitions`): The scores of neighbouring tokens.
         text_logits (`torch.FloatTensor` of shape `(B, S, vocab_size)`): What the decoder gives.
         input_ids (`torch.LongTensor` of shape `(B, S)`): The captions.
+        pad_token_id (`int`): Padding carries no loss: the decoder knows it from the codes.
         beam_size (`int`, *optional*, defaults to 64): Tokens a position in the normalizer.
 
     Returns:
-        `torch.FloatTensor` of shape `(B,)`: Nats a token, padding not counted.
+        `torch.FloatTensor` of shape `(B,)`: Nats a token.
     """
-    text_logits = text_logits.float()
-    _, emissions, scores = transitions.lattice(text_logits, beam_size, required=input_ids)
+    is_token = input_ids != pad_token_id  # (B, S)
+    ranking = text_logits.scatter(-1, input_ids.unsqueeze(-1), torch.inf)  # the caption first
+    candidates = ranking.topk(min(beam_size, ranking.shape[-1]), dim=-1).indices
+    emissions, scores = transitions.lattice(text_logits, candidates, is_token)
+    own = emissions[..., 0].sum(dim=1) + scores[..., 0, 0].sum(dim=1)
     total = emissions[:, 0]  # (B, k): log of the sum over all paths to each candidate
     for position in range(1, emissions.shape[1]):
         total = (total.unsqueeze(2) + scores[:, position - 1]).logsumexp(dim=1) + emissions[:, position]
-    own = text_logits.gather(-1, input_ids.unsqueeze(-1)).sum(dim=(1, 2))
-    own = own + transitions.score(input_ids[:, :-1, None], input_ids[:, 1:, None]).sum(dim=(1, 2, 3))
-    num_tokens = (input_ids != transitions.pad_token_id).sum(dim=1).clamp(min=1)
-    return (total.logsumexp(dim=1) - own) / num_tokens
+    return (total.logsumexp(dim=1) - own) / is_token.sum(dim=1).clamp(min=1)
 
 
 def bigram_scores(input_ids: torch.LongTensor, vocab_size: int, pad_token_id: int) -> torch.Tensor:
@@ -92,8 +94,8 @@ def fit_bigram_transitions(
     """
     captions = torch.cat([batch["input_ids"][batch["has_text"]] for batch in batches])  # (N, S)
     is_scored = torch.arange(len(captions)) % 4 == 0
-    transitions = vqvae.text_transitions
-    scores = bigram_scores(captions[~is_scored], vqvae.config.vocab_size, transitions.pad_token_id)
+    transitions, pad_token_id = vqvae.text_transitions, vqvae.config.pad_token_id
+    scores = bigram_scores(captions[~is_scored], vqvae.config.vocab_size, pad_token_id)
     source, target = _factorize(scores, transitions.source.shape[1])
     transitions.source.copy_(source)
 
@@ -102,7 +104,7 @@ def fit_bigram_transitions(
         logits = vqvae.decode(text_codes=vqvae.encode(text=input_ids).text_codes).text_logits
         for index, strength in enumerate(strengths):
             transitions.target.copy_(strength * target)
-            totals[index] += crf_loss(transitions, logits, input_ids).sum().cpu()
+            totals[index] += crf_loss(transitions, logits, input_ids, pad_token_id).sum().cpu()
     strength = strengths[totals.argmin()]
     transitions.target.copy_(strength * target)
     means = ", ".join(

@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-MASK_SCHEDULES = ("cosine", "linear", "arccos")
+MASK_SCHEDULES = ("cosine", "linear", "square", "arccos")
 ORDERS = ("ancestral", "confidence", "random", "halton")
 # The ways to remask, and the strengths at which their paper (ReMDM, Wang 2025) runs them.
 MAX_DRAWING_ENTRIES = 2**24  # logits that are drawn from at once: 128 MB in float64
@@ -114,8 +114,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     Args:
         mask_schedule (`str`, *optional*, defaults to `"cosine"`):
-            The mask rate at time t. `"linear"`: t. `"cosine"`: sin(pi t / 2) (MaskGIT). `"arccos"`:
-            (2 / pi) arccos(1 - t) (Halton-MaskGIT, Besnier 2025).
+            The mask rate at time t. `"linear"`: t. `"cosine"`: sin(pi t / 2), and `"square"`: 1 - (1 - t)^2, decode few
+            codes first (both MaskGIT, Sec. 3.3). `"arccos"`: (2 / pi) arccos(1 - t) (Halton-MaskGIT, Besnier 2025).
         order (`str`, *optional*, defaults to `"confidence"`):
             `"ancestral"`, `"confidence"`, `"random"` or `"halton"`, see above.
         temperature (`float`, *optional*, defaults to 1.0):
@@ -219,6 +219,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             return t.clone()
         if self.config.mask_schedule == "cosine":
             rate = torch.sin(t * (math.pi / 2))
+        elif self.config.mask_schedule == "square":
+            rate = 1 - (1 - t) ** 2
         else:
             rate = torch.acos(1 - t) * (2 / math.pi)
         # The ends are exact whatever the dtype and device: time 0 means given and time 1 means that nothing is known.
@@ -629,7 +631,9 @@ def _time_of_mask_rate(mask_schedule: str, rate: float) -> float:
     """The inverse of [`MaskedDiffusionScheduler.mask_rate`]."""
     if mask_schedule == "linear":
         return rate
-    return math.asin(rate) * (2 / math.pi) if mask_schedule == "cosine" else 1 - math.cos(rate * (math.pi / 2))
+    if mask_schedule == "cosine":
+        return math.asin(rate) * (2 / math.pi)
+    return 1 - math.sqrt(1 - rate) if mask_schedule == "square" else 1 - math.cos(rate * (math.pi / 2))
 
 
 def _rand_for(positions: torch.BoolTensor, generator: torch.Generator | list[torch.Generator] | None) -> torch.Tensor:

@@ -10,11 +10,12 @@ import torch
 from hf_vqdit.schedulers import MaskedDiffusionScheduler, scheduling_masked_diffusion
 from hf_vqdit.schedulers.scheduling_masked_diffusion import _gumbel, _invert_cdf
 
-SCHEDULES = ("cosine", "linear", "arccos")
+SCHEDULES = ("cosine", "linear", "square", "arccos")
 ORDERS = ("ancestral", "confidence", "random", "halton")
 REFERENCE_MASK_RATE = {
     "linear": lambda t: t,
     "cosine": lambda t: math.sin(math.pi * t / 2),
+    "square": lambda t: t * (2 - t),
     "arccos": lambda t: 2 / math.pi * math.acos(1 - t),
 }
 
@@ -403,7 +404,7 @@ def test_half_precision_logits_and_plain_tuples_are_welcome():
 
 @pytest.mark.parametrize(
     "config",
-    ({"mask_schedule": "square"}, {"order": "left"}, {"temperature": -1.0}, {"choice_temperature": math.nan}),
+    ({"mask_schedule": "cubic"}, {"order": "left"}, {"temperature": -1.0}, {"choice_temperature": math.nan}),
 )
 def test_an_unknown_setting_is_an_error_that_names_it(config):
     (name, value) = next(iter(config.items()))

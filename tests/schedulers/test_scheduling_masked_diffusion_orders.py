@@ -249,7 +249,7 @@ def test_the_top_keeps_forbidden_classes_out_and_needs_a_class_that_is_allowed(r
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("mask_schedule", ("cosine", "linear", "arccos"))
+@pytest.mark.parametrize("mask_schedule", ("cosine", "linear", "square", "arccos"))
 @pytest.mark.parametrize("begin", (0, 3, 9))
 def test_a_run_goes_on_from_noised_codes(run, noisy_model, order, mask_schedule, begin):
     scheduler = MaskedDiffusionScheduler(mask_schedule=mask_schedule, order=order)

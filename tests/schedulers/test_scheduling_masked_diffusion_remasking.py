@@ -9,7 +9,7 @@ import torch
 
 from hf_vqdit.schedulers import MaskedDiffusionScheduler
 
-SCHEDULES = ("cosine", "linear", "arccos")
+SCHEDULES = ("cosine", "linear", "square", "arccos")
 ORDERS = ("ancestral", "confidence", "random", "halton")
 COUNT_ORDERS = ORDERS[1:]
 # Strong enough that every one of them remasks something in a short run.
@@ -18,6 +18,7 @@ REMASKINGS = tuple(STRENGTHS)
 REFERENCE_MASK_RATE = {
     "linear": lambda t: t,
     "cosine": lambda t: math.sin(math.pi * t / 2),
+    "square": lambda t: t * (2 - t),
     "arccos": lambda t: 2 / math.pi * math.acos(1 - t),
 }
 

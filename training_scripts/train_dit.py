@@ -76,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     transformer, optimizer = accelerator.prepare(model, optimizer)
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True) if args.use_ema else None
     run.register("transformer", model, ema, schedule)
-    shipped = schedulers if distill_config is None else map(student_scheduler, schedulers)
+    shipped = schedulers
+    if distill_config is not None:
+        shipped = [student_scheduler(scheduler, distill_config) for scheduler in schedulers]
     pipeline = VQDiTPipeline(vqvae, model, tokenizer, *shipped)
     pipeline.set_progress_bar_config(disable=True)
     mixture, loss_config = TimeMixture(**args.time_mixture), MaskedLossConfig(**args.loss_config)

@@ -10,7 +10,7 @@ import torch
 from hf_vqdit.schedulers import MaskedDiffusionScheduler
 from hf_vqdit.schedulers.scheduling_masked_diffusion import _halton_ranks
 
-ORDERS = ("ancestral", "confidence", "random", "halton")
+ORDERS = ("ancestral", "confidence", "entropy", "random", "halton")
 COUNT_ORDERS = ORDERS[1:]
 GRIDS = ((1, 1), (4, 4), (3, 7), (8, 2), (5, 1), (1, 5), (16, 16), (9, 27), (12, 20))
 

@@ -10,7 +10,7 @@ import torch
 from hf_vqdit.schedulers import MaskedDiffusionScheduler
 
 SCHEDULES = ("cosine", "linear", "square", "arccos")
-ORDERS = ("ancestral", "confidence", "random", "halton")
+ORDERS = ("ancestral", "confidence", "entropy", "random", "halton")
 COUNT_ORDERS = ORDERS[1:]
 # Strong enough that every one of them remasks something in a short run.
 STRENGTHS = {"cap": 0.1, "rescale": 0.3, "confidence": 4.0, "loop": 0.08}

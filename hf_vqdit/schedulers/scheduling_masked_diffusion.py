@@ -14,8 +14,9 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 MASK_SCHEDULES = ("cosine", "linear", "square", "arccos")
 ORDERS = ("ancestral", "confidence", "entropy", "random", "halton")
+# Logits that are drawn from at once. In float64 they are 2 MB, which stay in the cache of a CPU, or elsewhere 128 MB.
+CPU_DRAWING_ENTRIES, MAX_DRAWING_ENTRIES = 2**18, 2**24
 # The ways to remask, and the strengths at which their paper (ReMDM, Wang 2025) runs them.
-MAX_DRAWING_ENTRIES = 2**24  # logits that are drawn from at once: 128 MB in float64
 REMASKING_ETAS = {"cap": 0.008, "rescale": 0.015, "confidence": 1.0, "loop": 0.02}
 
 logger = logging.get_logger(__name__)
@@ -676,13 +677,13 @@ def _invert_cdf(logits: torch.Tensor, uniform: torch.Tensor) -> torch.LongTensor
     total = cdf[:, -1:].contiguous()
     # `right=True` steps over classes of probability 0, and so does the last class that may be drawn.
     drawn = torch.searchsorted(cdf, uniform[:, None] * total, right=True)
-    last = (cdf < total).sum(dim=-1, keepdim=True)
+    last = torch.searchsorted(cdf, total).clamp(max=cdf.shape[-1] - 1)  # NaN, which is no code, lies beyond the end
     return torch.minimum(drawn, last).squeeze(-1)
 
 
 def _num_rows_at_once(logits: torch.Tensor) -> int:
     """Of logits (M, V): float64 and sorting take ten times their memory."""
-    return max(1, MAX_DRAWING_ENTRIES // logits.shape[1])
+    return max(1, (CPU_DRAWING_ENTRIES if logits.is_cpu else MAX_DRAWING_ENTRIES) // logits.shape[1])
 
 
 def _entropy(logits: torch.Tensor) -> torch.Tensor:

@@ -76,14 +76,14 @@ class EvaluateArguments(DataArguments):
     num_samples: int = field(default=100, metadata=_help("Samples of each direction, for each sampling seed."))
     num_joint_samples: int = field(default=1000, metadata=_help("Joint samples, over all sampling seeds together."))
     num_sampling_seeds: int = field(default=3, metadata=_help("Sampling seeds; the report gives mean and spread."))
-    num_inference_steps: int = field(default=16, metadata=_help("Sampling steps."))
+    num_inference_steps: int = field(default=12, metadata=_help("Sampling steps."))
     num_text_inference_steps: int | None = field(
         default=None, metadata=_help("Sampling steps of captions; by default as many.")
     )
     joint_order: str = field(
         default="text_first", metadata=_help('Joint samples: "text_first", "image_first" or "together".')
     )
-    guidance_scale: float = field(default=3.0, metadata=_help("Guidance of pictures by captions."))
+    guidance_scale: float = field(default=2.0, metadata=_help("Guidance of pictures by captions."))
     text_guidance_scale: float = field(default=1.0, metadata=_help("Guidance of captions by pictures."))
     num_bound_pairs: int = field(default=200, metadata=_help("Held-out pairs for the bounds."))
     num_bound_samples: int = field(default=4, metadata=_help("Draws a pair for the bounds."))

@@ -9,19 +9,24 @@ from .loader import (
     CodesDataset,
     PairDataset,
     ResumableBatchSampler,
-    RowKey,
-    choose_caption,
     collate_codes,
     collate_pairs,
 )
 from .pairs import load_pairs
+from .reader import PairReader, RowKey, choose_caption
+from .records import BadRecord, RecordCounts
 from .shapes import shapes_dataset
+from .streaming import PairStream
 
 __all__ = [
+    "BadRecord",
     "CODES_FORMAT_VERSION",
     "CODES_METADATA_FILE",
     "CodesDataset",
     "PairDataset",
+    "PairReader",
+    "PairStream",
+    "RecordCounts",
     "ResumableBatchSampler",
     "RowKey",
     "choose_caption",

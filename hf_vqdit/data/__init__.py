@@ -16,7 +16,7 @@ from .pairs import load_pairs
 from .reader import PairReader, RowKey, choose_caption
 from .records import BadRecord, RecordCounts
 from .shapes import shapes_dataset
-from .streaming import PairStream
+from .streaming import PairStream, StreamBatches, open_pairs
 
 __all__ = [
     "BadRecord",
@@ -29,6 +29,7 @@ __all__ = [
     "RecordCounts",
     "ResumableBatchSampler",
     "RowKey",
+    "StreamBatches",
     "choose_caption",
     "collate_codes",
     "collate_pairs",
@@ -36,6 +37,7 @@ __all__ = [
     "encode_captions",
     "load_caption_tokenizer",
     "load_pairs",
+    "open_pairs",
     "shapes_dataset",
     "train_caption_tokenizer",
 ]

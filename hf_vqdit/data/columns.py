@@ -231,12 +231,12 @@ class _RowReader:
 
     def _read_label(self, value: Any) -> tuple[str, str | None]:
         """The caption of a label, empty if it has none, and what is wrong with it."""
-        if value in (None, -1):
-            return "", None
         try:
-            number = int(value)
+            number = -1 if value is None else int(value)
         except (TypeError, ValueError):
             return "", f"caption_not_text: the label {value!r:.80} is no number"
+        if number == -1:  # how `datasets` writes a label that is not known
+            return "", None
         names = self.columns.label_names
         if names and not 0 <= number < len(names):
             return "", f"label_unknown: {number}, of {len(names)} names"

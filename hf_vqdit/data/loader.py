@@ -107,7 +107,7 @@ class PairDataset(torch.utils.data.Dataset):
             skipped.append(pair)
             if len(skipped) == len(self):
                 raise ValueError(
-                    f"None of the {len(self)} pairs can be read; the first failed with {skipped[0]}. Check the data set."
+                    f"None of the {len(self)} pairs can be read; the first one: {skipped[0]}. Check the data set."
                 )
             index = (index + 1) % len(self)
             record = self.pairs[index]

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
-"""Image-text pairs from any source that `datasets` reads: splits whose rows have a picture, still encoded, and captions."""
+"""Image-text pairs from any source that `datasets` reads, as splits to train on and to hold out."""
 
 import warnings
 from pathlib import Path

@@ -83,7 +83,7 @@ class PairReader:
         if not has_picture(image):
             if captions:
                 return Pair(None, captions, flaws)
-            return BadRecord(key, "record_empty", "; ".join(["no picture", *record.get("flaws", ["no caption"])]))
+            return BadRecord(key, "record_empty", "; ".join(["no picture", *(record.get("flaws") or ["no caption"])]))
         try:
             picture = to_square(open_picture(image), self.resolution, self.center_crop)
         except BadRecordError as error:
@@ -131,7 +131,7 @@ class PairReader:
 
 
 def choose_caption(seed: int, epoch: int, index: int, num_captions: int) -> int:
-    """Which of the captions of record `index` is read in an epoch, in `0..num_captions - 1`; each is equally likely."""
+    """Which of the captions of record `index` an epoch reads, in `0..num_captions - 1`; each is equally likely."""
     return keyed_bits("caption", seed, epoch, index) % num_captions
 
 

@@ -111,6 +111,16 @@ class RecordCounts:
             f"{kind} {count:,} ({', '.join([*self.examples[kind]][:3])})" for kind, count in self.by_kind.most_common()
         )
 
+    def warnings(self) -> list[str]:
+        """What a log should say at the end, in lines: nothing if all was well."""
+        lines = []
+        if self.by_kind:
+            lines.append(f"{self.totals['bad']:,} of {self.totals['read']:,} records read were bad: {self}.")
+        if self.totals["truncated_captions"]:
+            count = self.totals["truncated_captions"]
+            lines.append(f"{count:,} times a caption longer than the text context lost its end.")
+        return lines
+
     def report(self) -> dict[str, Any]:
         """The counts as JSON holds them, with the keys and reasons of at most twenty bad records of each kind."""
         by_kind = {

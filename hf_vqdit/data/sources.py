@@ -2,8 +2,8 @@
 """Opens what `datasets` can load, so that no record of a source keeps the others from being read.
 
 The builders of `datasets` for folders of pictures and for WebDataset tars decode text while they read, and end where
-that fails. [`FolderPairs`] and [`TarPairs`] are the same builders with text left as bytes, for `columns` to read record
-by record. All other builders (parquet, Arrow, JSON, ...) are used as they are.
+that fails. [`FolderPairs`] and [`TarPairs`] are the same builders with text left as bytes, which `columns` then reads
+record by record. All other builders (parquet, Arrow, JSON, ...) are used as they are.
 """
 
 import gzip
@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 from datasets import Dataset, DatasetBuilder, Features, IterableDataset, Value, load_dataset_builder
-from datasets.exceptions import DatasetGenerationError, FileNotFoundDatasetsError
+from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
@@ -93,16 +93,21 @@ def _explained(source: str) -> Iterator[None]:
     """Names the source in what `datasets` raises, and says what a source looks like."""
     try:
         yield
-    except (ValueError, DatasetGenerationError, FileNotFoundDatasetsError) as error:
+    except (ValueError, FileNotFoundError, DatasetGenerationError) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         raise ValueError(
-            f"No pairs can be loaded from {source!r}: {cause}. A `train_data_dir` holds pictures and a `metadata.csv` "
-            "with the columns `file_name` and `text`, both in UTF-8; or parquet files, or WebDataset tars."
+            f"No pairs can be loaded from {source!r}: {' '.join(str(cause).split())}. A `train_data_dir` holds "
+            "pictures and a `metadata.csv` with the columns `file_name` and `text`, in UTF-8 and with captions in "
+            "quotes; or parquet files; or WebDataset tars."
         ) from error
 
 
 def _open_builder(
-    dataset_name: str | None, config_name: str | None, data_dir: str | None, revision: str | None, cache_dir: str | None
+    dataset_name: str | None,
+    config_name: str | None,
+    data_dir: str | None,
+    revision: str | None,
+    cache_dir: str | None,
 ) -> DatasetBuilder:
     """The builder that `datasets` finds for a source, or ours in its place."""
     settings = {"cache_dir": cache_dir, "revision": revision}
@@ -224,7 +229,7 @@ def read_json_object(text: str) -> dict[str, Any] | None:
 
 
 def _as_table(columns: dict[str, list[Any]]) -> pa.Table:
-    """Columns of text, in which surrogates stand for bytes that are not UTF-8, as those bytes; names of files as text."""
+    """Columns of text as bytes, and names of files as text; surrogates stand for bytes that are not UTF-8."""
     arrays = {}
     for name, values in columns.items():
         texts = [value if isinstance(value, str) else None for value in values]

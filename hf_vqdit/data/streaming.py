@@ -8,17 +8,18 @@ its state, and would lose its records.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from .loader import collate_pairs
+from .loader import PairDataset, collate_pairs
 from .reader import Pair, PairReader, RowKey, keyed_bits
 from .records import BadRecord
 
@@ -115,11 +116,11 @@ class _Record(NamedTuple):
     content: dict[str, Any]
 
 
-class StreamBatches(Iterator):
+class StreamBatches(Iterable):
     """The batches of a [`PairStream`], as of [`collate_pairs`], and the state from which they go on bit for bit.
 
-    Rows are counted as [`ResumableBatchSampler`] does, from an optimizer step's first batch on: a state is to be taken
-    between two steps.
+    To be iterated once. Rows are counted as [`ResumableBatchSampler`] does, so a state is to be taken between two
+    optimizer steps.
     """
 
     def __init__(
@@ -136,17 +137,31 @@ class StreamBatches(Iterator):
         self.num_processes, self.process_index = num_processes, process_index
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self.num_workers = num_workers
-        self._source = stream.pairs
-        if num_processes > 1:
-            self._source = split_dataset_by_node(stream.pairs, process_index, num_processes)
+        # A copy: the position of a stream is kept inside of it, and others may read it from its start meanwhile.
+        self._source = split_dataset_by_node(deepcopy(stream.pairs), process_index, num_processes)
         self._epoch = self._num_read = self._num_drawn = 0
         self._source_state: dict[str, Any] | None = None
         self._buffer: list[_Record] = []
         self._sent: deque[_Record] = deque()  # drawn from the buffer, not in a batch yet
-        self._iterator = self._batches()
 
-    def __next__(self) -> dict[str, Any]:
-        return next(self._iterator)
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        items, skipped, num_records, micro_step = [], [], 0, 0
+        for item, bad_records in self._decoded():
+            num_records += 1
+            skipped += bad_records
+            if item is None:
+                if len(skipped) >= _MAX_SKIPPED_IN_A_ROW:
+                    raise ValueError(f"{len(skipped)} records in a row cannot be read; the last one: {skipped[-1]}.")
+                continue
+            row = (micro_step * self.num_processes + self.process_index) * self.batch_size + len(items)
+            items.append(item | {"row": row, "bad_records": skipped})
+            skipped = []
+            if len(items) == self.batch_size:
+                for _ in range(num_records):
+                    self._sent.popleft()
+                batch, items, num_records = collate_pairs(items), [], 0
+                micro_step = (micro_step + 1) % self.gradient_accumulation_steps
+                yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides which batches follow: numbers, and the records on their way, still encoded."""
@@ -177,25 +192,6 @@ class StreamBatches(Iterator):
         self._source.load_state_dict(self._source_state)
         self._buffer = [_Record(*record) for record in state_dict["buffer"]]
         self._sent = deque(_Record(*record) for record in state_dict["sent"])
-
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        items, skipped, num_records, micro_step = [], [], 0, 0
-        for item, bad_records in self._decoded():
-            num_records += 1
-            skipped += bad_records
-            if item is None:
-                if len(skipped) >= _MAX_SKIPPED_IN_A_ROW:
-                    raise ValueError(f"{len(skipped)} records in a row cannot be read; the last one: {skipped[-1]}.")
-                continue
-            row = (micro_step * self.num_processes + self.process_index) * self.batch_size + len(items)
-            items.append(item | {"row": row, "bad_records": skipped})
-            skipped = []
-            if len(items) == self.batch_size:
-                for _ in range(num_records):
-                    self._sent.popleft()
-                batch, items, num_records = collate_pairs(items), [], 0
-                micro_step = (micro_step + 1) % self.gradient_accumulation_steps
-                yield batch
 
     def _decoded(self) -> Iterator[tuple[dict[str, Any] | None, list[BadRecord]]]:
         """For each record, in the order in which they were sent: its item, unless it is bad, and what is wrong."""
@@ -273,3 +269,18 @@ def _item(batch: dict[str, Any], row: int) -> dict[str, Any]:
     """A row of a batch as an item again."""
     values = {name: value[row] for name, value in batch.items() if torch.is_tensor(value)}
     return {name: value if value.ndim else value.item() for name, value in values.items()}
+
+
+def open_pairs(
+    pairs: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    resolution: int,
+    center_crop: bool = True,
+    random_flip: bool = False,
+    seed: int = 0,
+    shuffle_buffer_size: int = 1000,
+) -> PairDataset | PairStream:
+    """The pairs to train on: a [`PairStream`] if they are streamed, else a [`PairDataset`], with their arguments."""
+    if isinstance(pairs, IterableDataset):
+        return PairStream(pairs, tokenizer, resolution, center_crop, random_flip, seed, shuffle_buffer_size)
+    return PairDataset(pairs, tokenizer, resolution, center_crop, random_flip, seed)

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from hf_vqdit import MultimodalVQVAE
 from hf_vqdit.data import (
     PairDataset,
+    captions_of,
     collate_pairs,
     load_caption_tokenizer,
     load_pairs,
@@ -36,7 +37,6 @@ from hf_vqdit.training.losses import tokenizer_losses, weighted_mean
 from hf_vqdit.training.previews import preview_reconstructions
 from hf_vqdit.training.run import TrainingRun, make_optimizer
 
-NUM_TOKENIZER_PAIRS = 10_000  # first pairs of a stream on whose captions the caption tokenizer is trained
 NUM_LATENTS_PAIRS = 2048  # training pairs over which the statistics of the codes are taken
 
 
@@ -150,9 +150,7 @@ def make_tokenizer(
         return load_caption_tokenizer(args.pretrained_model_name_or_path, subfolder="tokenizer")
     if args.tokenizer_name_or_path is not None:
         return load_caption_tokenizer(args.tokenizer_name_or_path, args.model_max_length)
-    rows = pairs.take(NUM_TOKENIZER_PAIRS) if isinstance(pairs, IterableDataset) else pairs
-    captions = (caption for row in rows["caption"] for caption in row)
-    return train_caption_tokenizer(captions, args.vocab_size, args.model_max_length)
+    return train_caption_tokenizer(captions_of(pairs), args.vocab_size, args.model_max_length)
 
 
 def make_model(args: TrainVQVAEArguments, tokenizer: PreTrainedTokenizerFast) -> MultimodalVQVAE:

@@ -2,6 +2,7 @@
 """Image-text pairs from any source that `datasets` reads, as splits to train on and to hold out."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, IterableDataset
@@ -112,6 +113,20 @@ def load_pairs(
     if streaming and not is_built_in:
         return _hold_out_of_stream(splits, num_held_out_samples, max_train_samples)
     return _hold_out(splits, validation_fraction, max_train_samples, seed)
+
+
+def captions_of(pairs: Dataset | IterableDataset, max_streamed: int = 10_000) -> Iterator[str]:
+    """The captions on which a caption tokenizer is trained.
+
+    Args:
+        pairs (`Dataset` or `IterableDataset`): The split `train` of [`load_pairs`].
+        max_streamed (`int`, defaults to 10000): How many pairs of a stream are read, the first ones.
+
+    Returns:
+        `Iterator[str]`
+    """
+    rows = pairs.take(max_streamed) if isinstance(pairs, IterableDataset) else pairs
+    return (caption for captions in rows["caption"] for caption in captions)
 
 
 def _check(

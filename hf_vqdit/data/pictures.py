@@ -1,11 +1,13 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """From an encoded picture to the pixels that training sees, or to the kind of damage that it has."""
 
+import io
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import fsspec
 import numpy as np
 from datasets import Image
 from PIL import Image as PILImage
@@ -14,6 +16,14 @@ from PIL import ImageOps
 from .records import BadRecordError
 
 _DECODER = Image(decode=True)
+
+
+class PictureHeader(NamedTuple):
+    """Width and height of an upright picture in pixels, and the `mode` that Pillow reads it in."""
+
+    width: int
+    height: int
+    mode: str
 
 
 def open_picture(image: dict[str, Any]) -> PILImage.Image:
@@ -64,6 +74,23 @@ def to_square(picture: PILImage.Image, resolution: int, center_crop: bool = True
         centering = (0.5, 0.5) if center_crop else (0.0, 0.0)
         picture = ImageOps.fit(picture, (resolution, resolution), PILImage.Resampling.LANCZOS, centering=centering)
     return np.asarray(picture)
+
+
+def read_header(image: dict[str, Any]) -> PictureHeader:
+    """What a picture's file says of itself; its pixels are not decoded.
+
+    Args:
+        image (`dict`): As for [`open_picture`], which can read it.
+
+    Returns:
+        [`PictureHeader`]
+    """
+    file = io.BytesIO(image["bytes"]) if image["bytes"] is not None else fsspec.open(image["path"])
+    with file as opened, PILImage.open(opened) as picture:
+        width, height = picture.size
+        if picture.getexif().get(PILImage.ExifTags.Base.Orientation, 1) >= 5:  # turned by a quarter
+            width, height = height, width
+        return PictureHeader(width, height, picture.mode)
 
 
 def has_picture(image: dict[str, Any] | None) -> bool:

@@ -78,13 +78,40 @@ class RecordCounts:
         Raises:
             ValueError: If too many records are bad.
         """
-        bad_records = batch["bad_records"]
+        self.count(
+            batch["bad_records"],
+            num_used=len(batch["row"]),
+            num_without_image=int((~batch["has_image"]).sum()),
+            num_without_text=int((~batch["has_text"]).sum()),
+            num_truncated=int(batch["truncated"].sum()) if "truncated" in batch else 0,
+        )
+
+    def count(
+        self,
+        bad_records: list[BadRecord],
+        num_used: int,
+        num_without_image: int = 0,
+        num_without_text: int = 0,
+        num_truncated: int = 0,
+    ) -> None:
+        """As [`add`], in numbers.
+
+        Args:
+            bad_records (`list[BadRecord]`): What was wrong with the records.
+            num_used (`int`): How many records are used; those that were left out are counted by `bad_records`.
+            num_without_image (`int`, defaults to 0): Those without a picture among the ones used.
+            num_without_text (`int`, defaults to 0): Those without a caption.
+            num_truncated (`int`, defaults to 0): Captions that lost their end.
+
+        Raises:
+            ValueError: If too many records are bad.
+        """
         skipped = {bad.key for bad in bad_records if bad.kind in PICTURE_KINDS | RECORD_KINDS}
-        self.totals["read"] += len(batch["row"]) + len(skipped)
+        self.totals["read"] += num_used + len(skipped)
         self.totals["bad"] += len({bad.key for bad in bad_records if bad.kind not in TOLERATED_KINDS})
-        self.totals["without_image"] += int((~batch["has_image"]).sum())
-        self.totals["without_text"] += int((~batch["has_text"]).sum())
-        self.totals["truncated_captions"] += int(batch["truncated"].sum()) if "truncated" in batch else 0
+        self.totals["without_image"] += num_without_image
+        self.totals["without_text"] += num_without_text
+        self.totals["truncated_captions"] += num_truncated
         for bad in bad_records:
             self._note(bad)
         num_read, num_bad = self.totals["read"], self.totals["bad"]

@@ -2,7 +2,9 @@
 """Writes pairs in each form that people have them in: folders with metadata, parquet files, WebDataset tars."""
 
 import io
+import struct
 import tarfile
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +23,16 @@ def encode(picture: np.ndarray | Image.Image, file_format: str = "PNG", **option
     picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     picture.save(buffer, format=file_format, **options)
     return buffer.getvalue()
+
+
+def png_that_promises(width: int, height: int) -> bytes:
+    """A PNG whose header promises this many pixels; it has none."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 # Each takes (picture as a file's bytes, caption as bytes) for each pair, either of which may be missing, and returns

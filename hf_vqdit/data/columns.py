@@ -8,6 +8,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, List, Value, concatenate_datasets
 from datasets.features.features import FeatureType
 
+from .pictures import has_picture
 from .sources import DAMAGE_COLUMN, JSON_COLUMN, read_json_object
 
 _PICTURE_FILES = ("jpg", "jpeg", "png", "webp")  # of a tar, whose samples need not all have the same
@@ -170,15 +171,15 @@ def as_pairs(
     feature = split.features[columns.caption]
     reader = _RowReader(columns, name)
     texts = [columns.caption, *(column for column in _NAMING_COLUMNS if column in split.features)]
+    for column in columns.images:
+        split = split.cast_column(column, Image(decode=False))
     if isinstance(split, IterableDataset):
         split = split.select_columns([*columns.images, *texts]).cast_column(columns.caption, _as_bytes(feature))
-        for column in columns.images:
-            split = split.cast_column(column, Image(decode=False))
         return split.map(reader.read, with_indices=True, remove_columns=split.column_names, features=PAIR_FEATURES)
 
     images = split.select_columns([*columns.images])
     if len(columns.images) == 1:
-        images = images.rename_columns({columns.images[0]: "image"}).cast_column("image", Image(decode=False))
+        images = images.rename_columns({columns.images[0]: "image"})
     else:
         features = Features({"image": PAIR_FEATURES["image"]})
         images = images.map(reader.read_image, remove_columns=[*columns.images], features=features)
@@ -207,7 +208,7 @@ class _RowReader:
 
     def read_image(self, row: dict[str, Any]) -> dict[str, Any]:
         """The picture of a row, in the first of its columns that has one."""
-        return {"image": next((row[name] for name in self.columns.images if row[name] is not None), None)}
+        return {"image": next((row[name] for name in self.columns.images if has_picture(row[name])), None)}
 
     def read_captions(self, row: dict[str, Any], index: int) -> dict[str, Any]:
         """Captions and key of a row, and what was wrong with them."""

@@ -73,10 +73,10 @@ def load_splits(
     with _explained(source):
         builder = _open_builder(dataset_name, config_name, data_dir, revision, cache_dir)
         if streaming:
-            splits = builder.as_streaming_dataset()
+            splits, read = builder.as_streaming_dataset(), builder.as_streaming_dataset
         else:
             builder.download_and_prepare()
-            splits = builder.info.splits
+            splits, read = builder.info.splits, builder.as_dataset
         wanted = {"train": train_split, "validation": validation_split or "validation"}
         if validation_split is None and "validation" not in splits:
             del wanted["validation"]
@@ -84,7 +84,6 @@ def load_splits(
             for part in name.split("+"):
                 if (part if streaming else part.split("[")[0]) not in splits:
                     raise ValueError(f"it has no split `{part}`; its splits are {list(splits)}")
-        read = builder.as_streaming_dataset if streaming else builder.as_dataset
         return {purpose: read(split=name) for purpose, name in wanted.items()}
 
 
@@ -165,9 +164,10 @@ class FolderPairs(ImageFolder):
             for rows in pd.read_csv(metadata_file, chunksize=_ROWS_AT_A_TIME, **options):
                 yield _as_table({name: [*rows[name]] for name in rows})
         elif metadata_ext == ".jsonl":
-            with open(metadata_file, encoding="utf-8", errors="surrogateescape") as file:
+            with open(metadata_file, encoding="utf-8-sig", errors="surrogateescape") as file:
+                written = (line for line in file if line.strip())
                 names: set[str] = set()
-                while lines := [line for line in itertools.islice(file, _ROWS_AT_A_TIME) if line.strip()]:
+                while lines := [*itertools.islice(written, _ROWS_AT_A_TIME)]:
                     rows = [read_json_object(line) or {} for line in lines]
                     names = names or {name for row in rows for name in row if _is_file_name(name)}
                     yield _as_table({name: [row.get(name) for row in rows] for name in names} | {JSON_COLUMN: lines})
@@ -194,8 +194,8 @@ class TarPairs(WebDataset):
         last_key = "the start"
         try:
             for sample in super()._get_pipeline_from_tar(tar_path, tar_iterator):
-                last_key = sample["__key__"]
-                yield {name.lower(): value for name, value in sample.items()}
+                last_key = sample["__key__"] = _as_utf8(sample["__key__"])
+                yield {_as_utf8(name).lower(): value for name, value in sample.items()}
         except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
             damage = f"{type(error).__name__}: {error}"
             yield {"__key__": f"after {last_key}", "__url__": tar_path, DAMAGE_COLUMN: damage}
@@ -228,13 +228,18 @@ def read_json_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def _as_utf8(text: str) -> str:
+    """The text with question marks in place of surrogates, which stand for bytes that are not UTF-8."""
+    return text.encode(errors="replace").decode()
+
+
 def _as_table(columns: dict[str, list[Any]]) -> pa.Table:
     """Columns of text as bytes, and names of files as text; surrogates stand for bytes that are not UTF-8."""
     arrays = {}
     for name, values in columns.items():
         texts = [value if isinstance(value, str) else None for value in values]
         if _is_file_name(name):
-            arrays[name] = pa.array([text and text.encode(errors="replace").decode() for text in texts], pa.string())
+            arrays[name] = pa.array([text and _as_utf8(text) for text in texts], pa.string())
         else:
             arrays[name] = pa.array([text and text.encode(errors="surrogateescape") for text in texts], pa.binary())
     return pa.table(arrays)

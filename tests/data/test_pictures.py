@@ -2,13 +2,11 @@
 """Every picture that Pillow reads becomes an upright opaque square, and every other one is told by its kind."""
 
 import io
-import struct
 import warnings
-import zlib
 
 import numpy as np
 import pytest
-from pair_files import draw_pixels, encode
+from pair_files import draw_pixels, encode, png_that_promises
 from PIL import Image
 
 from hf_vqdit.data.pictures import open_picture, to_square
@@ -91,16 +89,6 @@ def test_the_short_side_becomes_the_resolution(height, width):
 # What is not
 
 
-def png_of(width: int, height: int) -> bytes:
-    """A PNG whose header promises this many pixels; it has none."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
 WHOLE = {name: encode(draw_pixels(0, 64, 64), name) for name in ("PNG", "JPEG", "GIF", "BMP", "TIFF")}
 GREYS = np.full((4, 4), 70000)
 
@@ -109,12 +97,12 @@ GREYS = np.full((4, 4), 70000)
     ("kind", "data"),
     [
         ("picture_unreadable", b"garbage"),
-        ("picture_unreadable", png_of(0, 4)),
-        ("picture_unreadable", png_of(4, 0)),
+        ("picture_unreadable", png_that_promises(0, 4)),
+        ("picture_unreadable", png_that_promises(4, 0)),
         ("picture_empty", b""),
         *(("picture_truncated", data[: len(data) // 2]) for data in WHOLE.values()),
-        ("picture_enormous", png_of(10_000, 10_000)),  # of which Pillow would only warn
-        ("picture_enormous", png_of(30_000, 30_000)),
+        ("picture_enormous", png_that_promises(10_000, 10_000)),  # of which Pillow would only warn
+        ("picture_enormous", png_that_promises(30_000, 30_000)),
         ("picture_unsupported", encode(GREYS.astype(np.int32), "TIFF")),
         ("picture_unsupported", encode(GREYS.astype(np.float32), "TIFF")),
     ],

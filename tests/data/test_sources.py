@@ -156,6 +156,25 @@ def test_samples_of_a_tar_need_not_be_made_of_the_same_files(streaming, read, tm
 
 
 @both_ways
+def test_names_in_a_tar_need_not_be_utf8(streaming, read, tmp_path):
+    file = tmp_path / "names.tar"
+    write_tar(file, {"caf_ 1": {"png": PICTURES[0], "txt": b"one"}, "2": {"png": PICTURES[1], "t_t": b"two"}})
+    content = file.read_bytes()
+    file.write_bytes(_with_checksums(content.replace(b"caf_ 1", b"caf\xe9 1").replace(b"2.t_t", b"2.t\xe9t")))
+    assert [pair[1] for pair in read(streaming, dataset_name=str(file))] == [["one"], []]
+
+
+def _with_checksums(tar: bytes) -> bytes:
+    """A tar whose headers, after a change, have right checksums again: the sum of their bytes, its place blank."""
+    blocks = [bytearray(tar[start : start + 512]) for start in range(0, len(tar), 512)]
+    for block in blocks:
+        if block[257:262] == b"ustar":
+            block[148:156] = b" " * 8
+            block[148:156] = b"%06o\0 " % sum(block)
+    return b"".join(blocks)
+
+
+@both_ways
 def test_what_is_missing_of_a_tar_is_one_bad_record_and_the_next_tar_is_read(streaming, tmp_path):
     source = write_tars(tmp_path / "tars", [(picture, b"words") for picture in PICTURES])
     whole = (tmp_path / "tars" / "00000.tar").read_bytes()

@@ -2,6 +2,7 @@
 """Where the two sides of a pair stand in a source, and its rows as pairs: `image`, `caption`, `key`, `flaws`."""
 
 import itertools
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,8 @@ def find_columns(
     caption, member = _find_caption(split, caption_column)
     feature = split.features[caption]
     if member is not None or (_holds_text(feature) and caption != "cls"):
+        if label_names:
+            warnings.warn(f"The captions are those of {caption!r}; `label_names_file` is ignored.", stacklevel=3)
         return PairColumns(images, caption, member)
     if not (caption == "cls" or isinstance(feature, ClassLabel) or "int" in getattr(feature, "dtype", "")):
         raise ValueError(

@@ -14,8 +14,10 @@ from tqdm.auto import tqdm
 
 from .captions import count_tokens
 from .pictures import PictureHeader, read_header
-from .reader import PairReader
+from .reader import PairReader, name_record
 from .records import KINDS, BadRecord, RecordCounts
+
+_MAX_EXAMPLES = 3
 
 
 class Inspection:
@@ -29,7 +31,7 @@ class Inspection:
         self.resolution, self.context = reader.resolution, reader.tokenizer.model_max_length
         self.records = RecordCounts(max_bad_fraction=1.0)
         self.headers: list[PictureHeader] = []
-        self.picture_digests: Counter[bytes] = Counter()  # of the pixels that training sees
+        self.pictures: dict[bytes, list[str]] = {}  # digest of the pixels that training sees -> keys of its records
         self.caption_digests: Counter[bytes] = Counter()
         self.num_captions: list[int] = []  # of each record that is used
         self.num_characters: list[int] = []  # of each caption, as the next two
@@ -49,7 +51,7 @@ class Inspection:
             return
         if examined.header is not None:
             self.headers.append(examined.header)
-            self.picture_digests[examined.picture_digest] += 1
+            self.pictures.setdefault(examined.picture_digest, []).append(examined.key)
         self.num_captions.append(len(examined.captions))
         self.num_characters += map(len, examined.captions)
         self.num_words += (len(caption.split()) for caption in examined.captions)
@@ -59,6 +61,7 @@ class Inspection:
     def report(self) -> dict[str, Any]:
         """The figures as JSON holds them; shares are of pictures or captions, lengths of single captions."""
         num_smaller = sum(min(header.width, header.height) < self.resolution for header in self.headers)
+        equal_pictures = [keys for keys in self.pictures.values() if len(keys) > 1]
         return {
             "records": self.records.report(),
             "pictures": {
@@ -67,7 +70,8 @@ class Inspection:
                 "height": _spread([header.height for header in self.headers]),
                 "smaller_than_resolution": _share(num_smaller, len(self.headers)),
                 "modes": dict(Counter(header.mode for header in self.headers).most_common()),
-                "equal_to_an_earlier_one": self.picture_digests.total() - len(self.picture_digests),
+                "equal_to_an_earlier_one": len(self.headers) - len(self.pictures),
+                "examples_of_equal_ones": [keys[:_MAX_EXAMPLES] for keys in equal_pictures[:_MAX_EXAMPLES]],
             },
             "captions": {
                 "number": len(self.num_characters),
@@ -106,7 +110,7 @@ def inspect_pairs(
         pairs = pairs.take(total)
     loader = DataLoader(_Examiner(reader), sampler=enumerate(pairs), batch_size=None, num_workers=num_workers)
     inspection = Inspection(reader)
-    # An iterator: of what can be iterated anew, tqdm takes a first iterator that it does not use.
+    # tqdm would begin to iterate over the loader itself twice, and so lose what its workers read ahead.
     for examined in tqdm(iter(loader), desc=description, total=total, unit=" records"):
         inspection.add(examined)
     return inspection
@@ -129,12 +133,14 @@ def _lines(inspection: Inspection) -> Iterator[str]:
     records, pictures, captions = report["records"], report["pictures"], report["captions"]
     yield f"- {records['read']:,} records read, {records['bad']:,} of them bad"
     for kind, each in records["bad_by_kind"].items():
-        keys = ", ".join(list(each["examples"])[:3])
-        yield f"    - {each['count']:,} {kind}, {KINDS[kind]}: {keys}{' ...' if each['count'] > 3 else ''}"
+        keys = ", ".join([*each["examples"]][:_MAX_EXAMPLES])
+        yield f"    - {each['count']:,} {kind}, {KINDS[kind]}: {keys}"
     yield f"- {records['without_image']:,} without a picture, {records['without_text']:,} without a caption"
     if pictures["number"]:
         modes = ", ".join(f"{mode} {count:,}" for mode, count in pictures["modes"].items())
         yield f"- {pictures['number']:,} pictures, {pictures['equal_to_an_earlier_one']:,} equal to an earlier one"
+        for keys in pictures["examples_of_equal_ones"]:
+            yield f"    - equal: {', '.join(keys)}"
         for side in ("width", "height"):
             yield f"    - {side} in pixels: {_to_text(pictures[side])}"
         yield f"    - {pictures['smaller_than_resolution']:.1%} smaller than {resolution} pixels, which are enlarged"
@@ -149,6 +155,7 @@ def _lines(inspection: Inspection) -> Iterator[str]:
 class _Examined(NamedTuple):
     """What is kept of a record."""
 
+    key: str
     is_used: bool
     header: PictureHeader | None
     picture_digest: bytes | None
@@ -165,14 +172,14 @@ class _Examiner(torch.utils.data.Dataset):
 
     def __getitem__(self, numbered_record: tuple[int, dict[str, Any]]) -> _Examined:
         index, record = numbered_record
-        pair = self.reader.read(record, index)
+        key, pair = name_record(record, index), self.reader.read(record, index)
         if isinstance(pair, BadRecord):
-            return _Examined(False, None, None, [], [], [pair])
+            return _Examined(key, False, None, None, [], [], [pair])
         header = picture_digest = None
         if pair.picture is not None:
             header, picture_digest = read_header(record["image"]), _digest(pair.picture.tobytes())
         num_tokens = count_tokens(self.reader.tokenizer, pair.captions)
-        return _Examined(True, header, picture_digest, pair.captions, num_tokens, pair.flaws)
+        return _Examined(key, True, header, picture_digest, pair.captions, num_tokens, pair.flaws)
 
 
 def _digest(content: bytes) -> bytes:

@@ -75,7 +75,7 @@ class PairReader:
             [`Pair`], or a [`BadRecord`] that says why it has to be left out.
         """
         image, captions = record["image"], record["caption"]
-        key = (image or {}).get("path") or record.get("key") or f"row {index}"
+        key = name_record(record, index)
         flaws = [BadRecord(key, *flaw.split(": ", 1)) for flaw in record.get("flaws", ())]
         for flaw in flaws:
             if flaw.kind in RECORD_KINDS:
@@ -128,6 +128,11 @@ class PairReader:
     def _choose(self, captions: list[str], key: RowKey) -> str:
         # By the index that was asked for, also where another pair stands in: `CodesDataset` knows no other.
         return captions[choose_caption(self.seed, key.epoch, key.index, len(captions))] if captions else ""
+
+
+def name_record(record: dict[str, Any], index: int) -> str:
+    """What messages call a record: the path of its picture, its key in the source, or its place."""
+    return (record["image"] or {}).get("path") or record.get("key") or f"row {index}"
 
 
 def choose_caption(seed: int, epoch: int, index: int, num_captions: int) -> int:

@@ -119,8 +119,8 @@ class _Record(NamedTuple):
 class StreamBatches(Iterable):
     """The batches of a [`PairStream`], as of [`collate_pairs`], and the state from which they go on bit for bit.
 
-    To be iterated once. Rows are counted as [`ResumableBatchSampler`] does, so a state is to be taken between two
-    optimizer steps.
+    Made by [`PairStream.batches`], whose arguments it has, and iterated once. Rows are counted as
+    [`ResumableBatchSampler`] does, so a state is to be taken between two optimizer steps.
     """
 
     def __init__(

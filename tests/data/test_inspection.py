@@ -32,6 +32,8 @@ def test_an_inspection_counts_what_is_there(streaming, num_workers, pairs, tmp_p
     assert (records["read"], records["bad"], records["without_image"], records["without_text"]) == (7, 1, 1, 1)
     (key,) = records["bad_by_kind"]["picture_unreadable"]["examples"]
     assert key.endswith("00001.tar/sample5")
+    (equal,) = report["pictures"].pop("examples_of_equal_ones")
+    assert [key.rpartition("/")[2] for key in equal] == ["sample3", "sample4"]
     assert report["pictures"] == {
         "number": 5,
         "width": {"least": 30, "median": 30, "greatest": 30},
@@ -51,7 +53,7 @@ def test_an_inspection_counts_what_is_there(streaming, num_workers, pairs, tmp_p
 
     text = format_inspection({"train": inspection})
     assert "## train" in text and "7 records read, 1 of them bad" in text and "sample5" in text
-    assert "40.0% smaller than 22 pixels" in text
+    assert "40.0% smaller than 22 pixels" in text and "sample3, " in text
 
 
 def test_an_inspection_of_the_first_records_ends_there(pairs, tmp_path):

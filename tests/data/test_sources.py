@@ -317,6 +317,13 @@ def test_a_part_of_a_split_can_be_held_out_unless_streaming(tmp_path):
 # Mistakes
 
 
+def test_names_of_labels_that_no_caption_needs_are_told(read, tmp_path):
+    source = write_folder(tmp_path / "pairs", [(picture, b"words") for picture in PICTURES[:3]])
+    (tmp_path / "names.txt").write_text("cat\n")
+    with pytest.warns(UserWarning, match="captions are those of 'text'; `label_names_file` is ignored"):
+        read(False, label_names_file=str(tmp_path / "names.txt"), **source)
+
+
 @pytest.mark.parametrize("template", ["a photo", "a {name}", "{label} {0}", "{label"])
 def test_a_template_without_a_place_for_the_label_is_refused(template):
     with pytest.raises(ValueError, match="`caption_template` must hold the label as `{label}`"):

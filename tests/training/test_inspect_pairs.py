@@ -64,6 +64,13 @@ def test_pictures_that_are_held_out_and_trained_on_are_counted(tmp_path):
     data = ["--train_data_dir", str(tmp_path / "pairs"), "--cache_dir", str(tmp_path / "cache")]
     look = run_in_process("inspect_pairs", tmp_path / "look", data=data)
     assert json.loads((look / "inspection.json").read_text())["validation_pictures_in_train"] == 2
+    assert "would end early" not in (look / "inspection.md").read_text()
+
+
+def test_a_share_of_bad_records_that_would_end_the_training_is_told(folder, tmp_path):
+    data = ["--train_data_dir", folder, "--cache_dir", str(tmp_path / "cache"), "--max_bad_fraction", "0.01"]
+    look = run_in_process("inspect_pairs", tmp_path / "look", data=data)
+    assert "6.7% bad records are more than `max_bad_fraction` allows" in (look / "inspection.md").read_text()
 
 
 def test_the_caption_tokenizer_is_as_large_as_the_one_that_training_makes():

@@ -14,7 +14,7 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 MASK_SCHEDULES = ("cosine", "linear", "square", "arccos")
 ORDERS = ("ancestral", "confidence", "entropy", "random", "halton")
-# Logits that are drawn from at once. In float64 they are 2 MB, which stay in the cache of a CPU, or elsewhere 128 MB.
+# Logits that are drawn from at once: in float64 2 MB on a CPU, which stay in its cache, and 128 MB elsewhere.
 CPU_DRAWING_ENTRIES, MAX_DRAWING_ENTRIES = 2**18, 2**24
 # The ways to remask, and the strengths at which their paper (ReMDM, Wang 2025) runs them.
 REMASKING_ETAS = {"cap": 0.008, "rescale": 0.015, "confidence": 1.0, "loop": 0.02}
@@ -65,7 +65,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     - `"entropy"`: the same number, those whose prediction has the highest entropy. What is drawn first then settles
       most of the rest, so that codes drawn together at later steps agree: for captions, of which the first few tokens
       tell how the sentence goes. Positions are chosen before anything is drawn, so at one code a step samples keep the
-      law of the predictions, which a choice by confidence does not.
+      law of the predictions (at temperature 1, nothing cut off); a choice by confidence changes it.
     - `"random"`: the same number, at random positions.
     - `"halton"`: the same number, in the order in which the points of the Halton sequence with bases 2 and 3 fall into
       the cells of the grid (Halton-MaskGIT, Besnier 2025): codes decoded together lie far apart, where they depend

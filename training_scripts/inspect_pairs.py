@@ -75,9 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     num_shared = len(inspections["train"].pictures.keys() & inspections["validation"].pictures.keys())
     text = format_inspection(inspections)
     text += f"\n\n{num_shared:,} pictures of the validation split are in the training split too.\n"
-    bad, read = (inspections["train"].records.totals[name] for name in ("bad", "read"))
-    if bad > args.max_bad_fraction * read:
-        text += f"\n{bad / read:.1%} bad records are more than `max_bad_fraction` allows: training would end early.\n"
+    records = inspections["train"].records
+    if records.exceeds(args.max_bad_fraction):
+        share = records.totals["bad"] / records.totals["read"]
+        text += f"\n{share:.1%} bad records are more than `max_bad_fraction` allows: training would end early.\n"
     report = {name: inspection.report() for name, inspection in inspections.items()}
 
     # Report

@@ -115,12 +115,16 @@ class RecordCounts:
         for bad in bad_records:
             self._note(bad)
         num_read, num_bad = self.totals["read"], self.totals["bad"]
-        if num_read >= _MIN_RECORDS and num_bad > self.max_bad_fraction * num_read:
+        if num_read >= _MIN_RECORDS and self.exceeds(self.max_bad_fraction):
             raise ValueError(
                 f"{num_bad:,} of the {num_read:,} records read are bad, more than `max_bad_fraction` "
                 f"{self.max_bad_fraction} allows: {self}. Look at the data with training_scripts/inspect_pairs.py; "
                 "repair it or leave those records out, or raise `max_bad_fraction`."
             )
+
+    def exceeds(self, max_bad_fraction: float) -> bool:
+        """Whether more than this share of the records read is bad, however few they are."""
+        return self.totals["bad"] > max_bad_fraction * self.totals["read"]
 
     def _note(self, bad: BadRecord) -> None:
         self.by_kind[bad.kind] += 1

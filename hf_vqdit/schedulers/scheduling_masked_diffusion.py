@@ -642,7 +642,9 @@ def _time_of_mask_rate(mask_schedule: str, rate: float) -> float:
         return rate
     if mask_schedule == "cosine":
         return math.asin(rate) * (2 / math.pi)
-    return 1 - math.sqrt(1 - rate) if mask_schedule == "square" else 1 - math.cos(rate * (math.pi / 2))
+    if mask_schedule == "square":
+        return 1 - math.sqrt(1 - rate)
+    return 1 - math.cos(rate * (math.pi / 2))
 
 
 def _rand_for(positions: torch.BoolTensor, generator: torch.Generator | list[torch.Generator] | None) -> torch.Tensor:

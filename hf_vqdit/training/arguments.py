@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 from hf_vqdit.data import load_pairs
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
 from hf_vqdit.models.transformer_vqdit import VQDiTModel
+from hf_vqdit.pipelines.pipeline_vqdit import VQDiTPipeline
 from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from hf_vqdit.training.codebook import CodebookTrainer
 from hf_vqdit.training.distillation import DistillationConfig
@@ -26,6 +27,8 @@ from hf_vqdit.training.times import TimeMixture
 
 CONFIG_FORMAT_VERSION = 1  # of the YAML files; a change that would misread older files raises it
 SECTIONS = ("common", "inspect", "vqvae", "dit", "codes", "evaluate")
+# What a call of the pipeline takes where it is told nothing.
+CALL_DEFAULTS = {name: own.default for name, own in inspect.signature(VQDiTPipeline.__call__).parameters.items()}
 
 Arguments = TypeVar("Arguments")
 
@@ -274,10 +277,11 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
     )
     num_inference_steps: int | None = field(
         default=None,
-        metadata=_help("Sampling steps of the sample grids: 12 by default, for a student its own number."),
+        metadata=_help("Sampling steps of the sample grids: by default the pipeline's, for a student its own number."),
     )
     guidance_scale: float | None = field(
-        default=None, metadata=_help("Guidance of the sample grids: 2 by default, for a student 1, which is none.")
+        default=None,
+        metadata=_help("Guidance of the sample grids: by default the pipeline's, for a student 1, which is none."),
     )
     num_bound_samples: int = field(
         default=1, metadata=_help("Draws a pair for the bounds of the validation; 0 for none.")
@@ -304,7 +308,7 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
                 "Which tokenizer? Give `vqvae_model_name_or_path`, what train_vqvae.py left in its `output_dir`, or "
                 "the pipeline to fine-tune as `pretrained_model_name_or_path`."
             )
-        sampling = {"num_inference_steps": 12, "guidance_scale": 2.0}
+        sampling = {name: CALL_DEFAULTS[name] for name in ("num_inference_steps", "guidance_scale")}
         if self.distill_from is not None:
             sampling = DistillationConfig(**self.distill_config).call_arguments
         for name, value in sampling.items():

@@ -86,9 +86,7 @@ class DistillationConfig:
         return {"num_inference_steps": self.num_student_steps, "guidance_scale": 1.0}
 
 
-def student_scheduler(
-    scheduler: MaskedDiffusionScheduler, config: DistillationConfig | None = None
-) -> MaskedDiffusionScheduler:
+def student_scheduler(scheduler: MaskedDiffusionScheduler, config: DistillationConfig) -> MaskedDiffusionScheduler:
     """
     The scheduler that a student ships with.
 
@@ -98,14 +96,14 @@ def student_scheduler(
     Args:
         scheduler (`MaskedDiffusionScheduler`):
             With which the teacher samples.
-        config (`DistillationConfig`, *optional*):
-            Has the temperature; the defaults if left out.
+        config (`DistillationConfig`):
+            Has the temperature.
 
     Returns:
         `MaskedDiffusionScheduler`
     """
-    temperature = (config or DistillationConfig()).student_temperature
-    return type(scheduler).from_config(scheduler.config, temperature=temperature, top_k=None, top_p=1.0)
+    settings = {"temperature": config.student_temperature, "top_k": None, "top_p": 1.0}
+    return type(scheduler).from_config(scheduler.config, **settings)
 
 
 def check_teacher(teacher: nn.Module, sizes: Mapping[str, Any]) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from pipeline_inputs import PROMPT, generator, generators, watch_transformer
+from pipeline_inputs import PROMPT, watch_transformer
+from seeded import generator, generators
 
 PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
 

@@ -6,27 +6,11 @@ from fractions import Fraction
 
 import pytest
 import torch
+from scheduler_inputs import ORDERS, REFERENCE_MASK_RATE, SCHEDULES
+from seeded import generator, generators
 
 from hf_vqdit.schedulers import MaskedDiffusionScheduler, scheduling_masked_diffusion
 from hf_vqdit.schedulers.scheduling_masked_diffusion import _gumbel, _invert_cdf
-
-SCHEDULES = ("cosine", "linear", "square", "arccos")
-ORDERS = ("ancestral", "confidence", "entropy", "random", "halton")
-REFERENCE_MASK_RATE = {
-    "linear": lambda t: t,
-    "cosine": lambda t: math.sin(math.pi * t / 2),
-    "square": lambda t: t * (2 - t),
-    "arccos": lambda t: 2 / math.pi * math.acos(1 - t),
-}
-
-
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def generator(seed=0):
-    return generators(seed)[0]
-
 
 # Corruption
 

@@ -6,21 +6,13 @@ from fractions import Fraction
 
 import pytest
 import torch
+from scheduler_inputs import COUNT_ORDERS, ORDERS, SCHEDULES
+from seeded import generator
 
 from hf_vqdit.schedulers import MaskedDiffusionScheduler
 from hf_vqdit.schedulers.scheduling_masked_diffusion import _halton_ranks
 
-ORDERS = ("ancestral", "confidence", "entropy", "random", "halton")
-COUNT_ORDERS = ORDERS[1:]
 GRIDS = ((1, 1), (4, 4), (3, 7), (8, 2), (5, 1), (1, 5), (16, 16), (9, 27), (12, 20))
-
-
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def generator(seed=0):
-    return generators(seed)[0]
 
 
 def decoding_ranks(run, scheduler, shape):
@@ -281,7 +273,7 @@ def test_the_top_keeps_forbidden_classes_out_and_needs_a_class_that_is_allowed(r
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("mask_schedule", ("cosine", "linear", "square", "arccos"))
+@pytest.mark.parametrize("mask_schedule", SCHEDULES)
 @pytest.mark.parametrize("begin", (0, 3, 9))
 def test_a_run_goes_on_from_noised_codes(run, noisy_model, order, mask_schedule, begin):
     scheduler = MaskedDiffusionScheduler(mask_schedule=mask_schedule, order=order)

@@ -347,9 +347,9 @@ class TokenTransitions(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `(B, S, k)` of `candidates` `(B, S, k)`, and the scores `(B, S-1, k, k)` of those side by side."""
         emissions, scores = logits.gather(-1, candidates).float(), self.score(candidates[:, :-1], candidates[:, 1:])
-        # After the end there is one candidate, the first, for nothing.
-        nothing = torch.full_like(emissions, -torch.inf).index_fill(-1, candidates.new_zeros(1), 0.0)
-        return torch.where(is_text[..., None], emissions, nothing), scores * is_text[:, 1:, None, None]
+        nothing = emissions.new_full(emissions.shape[2:], -torch.inf)
+        nothing[0] = 0.0  # after the end, one path goes on from each, by the first candidates
+        return emissions.where(is_text[..., None], nothing), scores * is_text[:, 1:, None, None]
 
     def forward(self, logits: torch.Tensor, beam_size: int) -> torch.LongTensor:
         """The sequence `(B, S)` of the highest score in the beam (Viterbi 1967), up to the likeliest end."""

@@ -759,7 +759,7 @@ class VQDiTPipeline(DiffusionPipeline):
     ) -> list[str]:
         """Captions of text codes `(B, S/r, G)`, up to EOS; given tokens are read as they were given."""
         logits = self.vqvae.decode(text_codes=text_codes).text_logits.masked_fill(forbidden_tokens, -torch.inf)
-        given = 1e4 * F.one_hot(tokens.input_ids, logits.shape[-1]).to(logits)  # (B, S, vocabulary): for certain
+        given = torch.full_like(logits, -torch.inf).scatter(-1, tokens.input_ids[..., None], 0.0)
         token_ids = self.vqvae.read_text(torch.where(tokens.is_known[..., None], given, logits))
         is_end = (token_ids == self.tokenizer.eos_token_id) | (token_ids == self.tokenizer.pad_token_id)
         lengths = (is_end.cumsum(dim=1) == 0).sum(dim=1).tolist()

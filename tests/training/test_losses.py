@@ -56,10 +56,11 @@ def patches(image: torch.Tensor) -> torch.Tensor:
 
 def test_every_term_has_a_default_weight():
     output, batch = make_batch()
-    networks = {"perceptual": difference, "critic": patches, "transitions": TokenTransitions(7, 2, PAD)}
+    networks = {"perceptual": difference, "critic": patches, "transitions": TokenTransitions(7, 2, (1, PAD))}
     terms = tokenizer_losses(output, *batch, pad_token_id=PAD, **networks)
     assert set(terms) == set(TOKENIZER_LOSS_WEIGHTS)
-    torch.testing.assert_close(terms["text_crf"], crf_loss(networks["transitions"], output.text_logits, batch[1]))
+    expected = crf_loss(networks["transitions"], output.text_logits, batch[1], PAD)
+    torch.testing.assert_close(terms["text_crf"], expected)
 
 
 def test_the_networks_terms_are_those_of_the_pictures():

@@ -5,18 +5,17 @@ import itertools
 
 import pytest
 import torch
-from vqvae_inputs import PAD, tiny_vqvae
+from vqvae_inputs import EOS, PAD, tiny_vqvae
 
 from hf_vqdit.models.autoencoder_vqvae import TokenTransitions
 from hf_vqdit.training.transitions import bigram_scores, crf_loss, fit_bigram_transitions
 
 VOCABULARY, LENGTH = 4, 5
-ALL_SEQUENCES = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=LENGTH)))
 
 
 def make_transitions(scale: float = 1.0) -> TokenTransitions:
     generator = torch.Generator().manual_seed(0)
-    transitions = TokenTransitions(VOCABULARY, 3, PAD)
+    transitions = TokenTransitions(VOCABULARY, 3, (EOS, PAD))
     for parameter in transitions.parameters():
         parameter.data = scale * torch.randn(parameter.shape, generator=generator)
     return transitions
@@ -26,32 +25,44 @@ def make_logits(seed: int, batch_size: int = 1) -> torch.Tensor:
     return torch.randn(batch_size, LENGTH, VOCABULARY, generator=torch.Generator().manual_seed(seed))
 
 
+def all_sequences(length: int) -> torch.Tensor:
+    return torch.tensor(list(itertools.product(range(VOCABULARY), repeat=length)))
+
+
 def test_the_probabilities_of_all_sequences_add_up_to_one():
-    transitions, logits = make_transitions(), make_logits(0).expand(len(ALL_SEQUENCES), -1, -1)
-    num_tokens = (ALL_SEQUENCES != PAD).sum(dim=1).clamp(min=1)
-    losses = crf_loss(transitions, logits, ALL_SEQUENCES, beam_size=VOCABULARY)
-    assert (-losses * num_tokens).exp().sum().item() == pytest.approx(1, abs=1e-5)
+    sequences = all_sequences(LENGTH)
+    transitions, logits = make_transitions(), make_logits(0).expand(len(sequences), -1, -1)
+    losses = crf_loss(transitions, logits, sequences, pad_token_id=VOCABULARY, beam_size=VOCABULARY)  # none is padding
+    assert (-losses * LENGTH).exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_the_loss_is_the_negative_log_share_of_the_caption_among_all_sequences():
-    transitions, logits = make_transitions(), make_logits(1, batch_size=3)
+def test_the_loss_is_the_negative_log_share_of_the_caption_among_all_sequences_of_its_length():
+    transitions, logits = make_transitions(), make_logits(1, batch_size=4)
     matrix = transitions.source.double() @ transitions.target.double().T
-    matrix[PAD], matrix[:, PAD] = 0, 0
-    text = torch.tensor([[3, 2, 2, 3, 1], [2, 3, 1, 0, 0], [1, 0, 0, 0, 0]])
-    losses = crf_loss(transitions, logits, text, beam_size=VOCABULARY)
+    text = torch.tensor([[3, 2, 2, 3, 1], [2, 3, 1, PAD, PAD], [1, PAD, PAD, PAD, PAD], [PAD] * 5])
+    losses = crf_loss(transitions, logits, text, PAD, beam_size=VOCABULARY)
     for row, length in enumerate((5, 3, 1)):
         scores = []
-        for sequence in [*ALL_SEQUENCES.tolist(), text[row].tolist()]:
+        for sequence in [*all_sequences(length).tolist(), text[row, :length].tolist()]:
             emission = sum(logits[row, i, token].item() for i, token in enumerate(sequence))
             scores.append(emission + sum(matrix[i, j].item() for i, j in itertools.pairwise(sequence)))
         scores = torch.tensor(scores, dtype=torch.float64)
         expected = (scores[:-1].logsumexp(0) - scores[-1]) / length
         assert losses[row].item() == pytest.approx(expected.item(), abs=1e-4)
+    assert losses[3] == 0  # no caption
+
+
+def test_padding_carries_no_gradient():
+    transitions, logits = make_transitions(), make_logits(1, batch_size=2).requires_grad_()
+    text = torch.tensor([[2, 3, 1, PAD, PAD], [PAD] * 5])
+    crf_loss(transitions, logits, text, PAD, beam_size=3).sum().backward()
+    assert logits.grad.isfinite().all() and transitions.source.grad.isfinite().all()
+    assert (logits.grad[text == PAD] == 0).all() and logits.grad[0, :3].abs().amin(dim=0).max() > 0
 
 
 def test_without_transitions_it_is_the_cross_entropy():
     logits, text = make_logits(0, 3), torch.tensor([[3, 2, 2, 3, 1]] * 3)
-    losses = crf_loss(TokenTransitions(VOCABULARY, 3, PAD), logits, text, beam_size=VOCABULARY)
+    losses = crf_loss(TokenTransitions(VOCABULARY, 3, (EOS, PAD)), logits, text, PAD, beam_size=VOCABULARY)
     expected = torch.nn.functional.cross_entropy(logits.movedim(-1, 1), text, reduction="none").mean(dim=1)
     torch.testing.assert_close(losses, expected)
 
@@ -59,20 +70,20 @@ def test_without_transitions_it_is_the_cross_entropy():
 def test_a_smaller_beam_gives_a_smaller_loss_and_always_holds_the_caption():
     transitions, logits = make_transitions(), make_logits(0, 8)
     text = logits.argmin(dim=-1)  # the unlikeliest tokens
-    losses = [crf_loss(transitions, logits, text, beam_size=size) for size in (1, 2, 3, 4)]
+    losses = [crf_loss(transitions, logits, text, PAD, beam_size=size) for size in (1, 2, 3, 4)]
     for smaller, larger in itertools.pairwise(losses):
         assert (smaller <= larger + 1e-6).all()
     torch.testing.assert_close(losses[0], torch.zeros(8))  # a beam of the caption alone
 
 
 def test_the_loss_trains_both_factors_from_where_they_start_and_the_logits():
-    transitions = TokenTransitions(VOCABULARY, 3, PAD)
+    transitions = TokenTransitions(VOCABULARY, 3, (EOS, PAD))
     optimizer = torch.optim.Adam(transitions.parameters(), lr=0.1)
     text = torch.tensor([[2, 3, 2, 3, 2]])
     logits = torch.zeros(1, LENGTH, VOCABULARY, requires_grad=True)
     losses = []
     for _ in range(60):
-        loss = crf_loss(transitions, logits, text).mean()
+        loss = crf_loss(transitions, logits, text, PAD).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,16 +1,19 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
-"""Trains the tokenizer with each of its parts on and off, and writes a Markdown table of what that gains and costs.
+"""Trains the tokenizer with each of its parts on and off, and writes a table of what that gains and costs.
 
     python benchmarks/tokenizer_table.py --output_dir runs/tokenizer_table --table docs/tokenizer.md
     python benchmarks/tokenizer_table.py --output_dir runs/tokenizer_table --datasets shapes --parts base alignment
 
-Every run of a data set has the steps, the batches and the model of its configuration; a part changes what is named
-after it and nothing else. Runs that are done are not done again, so the command may be interrupted, and called again
-with other parts. `--table` alone is written of the runs that are there. Figures are those of held-out pairs.
+Every run of a data set has the steps, the batches and the model of its configuration (shapes and emoji at 32 pixels);
+a part changes what is named after it and nothing else. A run that is done is kept and not done again, so the command
+may be interrupted, and called again with other parts. The table, with the figures of all runs beside it as JSON, is
+written anew after each run. Figures are those of held-out pairs.
 """
 
 import argparse
+import itertools
 import json
+import math
 import os
 import resource
 import statistics
@@ -22,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from hf_vqdit import MultimodalVQVAE
 from hf_vqdit.data import PairDataset, RowKey, collate_pairs, load_caption_tokenizer, load_pairs
@@ -31,17 +35,33 @@ from hf_vqdit.evaluation.metrics import reconstruct, share_equal, tokenizer_figu
 from hf_vqdit.training.arguments import TrainVQVAEArguments, parse_arguments
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = {name: ROOT / "training_scripts" / "configs" / f"{name}.yaml" for name in ("quickstart", "emoji")}
+CONFIGS = ROOT / "training_scripts" / "configs"
 FIGURES_FILE = "figures.json"
 NUM_PAIRS = 512  # held-out pairs measured, at most
 NUM_CANDIDATES = 64  # pairs among which a caption finds its picture, and the reverse
 NUM_PROBE_PAIRS = 2048
+NUM_MOSAIC_PICTURES = 64  # in one large picture, to be coded by tiles
+NUM_TILE_CODES = 8  # rows and columns of codes that are kept of a tile
 NUM_JUDGE_STEPS = None  # those that make a judge
 BATCH_SIZE = 64
 
 
+class Dataset(NamedTuple):
+    """A configuration, and what is changed of it in every run."""
+
+    config: Path
+    model: dict[str, Any] = {}
+    flags: tuple[str, ...] = ()
+
+
+DATASETS = {
+    "shapes": Dataset(CONFIGS / "quickstart.yaml"),
+    "emoji": Dataset(CONFIGS / "emoji.yaml", {"patch_size": 2}, ("--resolution", "32")),  # f = 4: 8 x 8 codes
+}
+
+
 class Part(NamedTuple):
-    """What is changed of a configuration. Steps are parts of the run."""
+    """What is changed of a data set's run."""
 
     model: dict[str, Any] = {}
     losses: dict[str, float] = {}
@@ -78,6 +98,7 @@ COLUMNS = {  # figure -> its title and how it is written
     "image_psnr_db": ("PSNR, dB", "{:.2f}"),
     "image_ssim": ("SSIM", "{:.3f}"),
     "image_judged": ("judged, %", "{:.1%}"),
+    "image_tiling_psnr_db": ("tiles, dB", "{:+.3f}"),
     "image_codebook_usage": ("codes used, %", "{:.1%}"),
     "image_codebook_perplexity": ("perplexity", "{:.0f}"),
     "text_reconstruction_exact": ("captions exact, %", "{:.1%}"),
@@ -87,6 +108,7 @@ COLUMNS = {  # figure -> its title and how it is written
     "cpu_seconds_per_step": ("CPU s a step", "{:.3f}"),
 }
 NOTES = """\
+- Tiles: what PSNR gains or loses when a picture, a mosaic of held-out ones, is coded tile by tile and not whole.
 - R@1: of {candidates} held-out captions, how many find their picture first, and the reverse, on average; equal
   captions are all right. Probe: by a linear map (ridge regression, fitted on {probe} training pairs) from the codes of
   pictures to those of captions. Embeddings: by the model's own, where it has them.
@@ -98,12 +120,12 @@ NOTES = """\
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="where the runs go")
-    parser.add_argument("--datasets", nargs="+", default=["shapes", "emoji"], help="shapes, emoji, or configurations")
+    parser.add_argument("--datasets", nargs="+", default=[*DATASETS], help="shapes, emoji, or configurations")
     parser.add_argument("--parts", nargs="+", help=f"of {', '.join(PARTS)}; by default all that can be trained")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--max_train_steps", type=int, help="by default those of the configuration")
     parser.add_argument("--perceptual_model_name_or_path", help="network of the part `perceptual`")
-    parser.add_argument("--table", type=Path, help="Markdown file to write")
+    parser.add_argument("--table", type=Path, help="Markdown file to write; the JSON goes beside it")
     args = parser.parse_args(argv)
     parts = args.parts or [name for name in PARTS if name != "perceptual" or args.perceptual_model_name_or_path]
     if unknown := set(parts) - set(PARTS):
@@ -111,28 +133,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "perceptual" in parts and not args.perceptual_model_name_or_path:
         parser.error("the part `perceptual` needs weights: name them by --perceptual_model_name_or_path")
 
-    for dataset in args.datasets:
-        config = CONFIGS.get({"shapes": "quickstart"}.get(dataset, dataset), Path(dataset))
-        for seed in args.seeds:  # a whole table of one seed comes first
-            for name in parts:
-                run(name, config, args.output_dir / config.stem, seed, args)
-    table = write_table(args.output_dir)
-    print(table)
-    if args.table is not None:
-        args.table.write_text(table, encoding="utf-8")
+    for seed, dataset, name in itertools.product(args.seeds, args.datasets, parts):  # one seed of everything first
+        run(name, dataset, seed, args)
+        write_table(args.output_dir, args.table)
+    print(table_of(read_records(args.output_dir)))
 
 
 # One run
 
 
-def run(name: str, config: Path, folder: Path, seed: int, args: argparse.Namespace) -> None:
+def run(name: str, dataset: str, seed: int, args: argparse.Namespace) -> None:
     """Trains and measures one tokenizer, unless that is done."""
-    folder = folder / name.replace(" ", "_").replace(",", "") / f"seed-{seed}"
+    folder = args.output_dir / Path(dataset).stem / name.replace(" ", "_").replace(",", "") / f"seed-{seed}"
     if (folder / FIGURES_FILE).is_file():
         return
     print(f"{folder}", flush=True)
-    flags = flags_of(PARTS[name], config, args)
-    flags += ["--config", str(config), "--output_dir", str(folder), "--seed", str(seed)]
+    flags = flags_of(PARTS[name], DATASETS.get(dataset, Dataset(Path(dataset))), args)
+    flags += ["--output_dir", str(folder), "--seed", str(seed)]
     before = _child_cpu_seconds()
     # What other work leaves of the machine changes how long a run takes, not how many CPU seconds.
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -141,19 +158,22 @@ def run(name: str, config: Path, folder: Path, seed: int, args: argparse.Namespa
     settings = parse_arguments(TrainVQVAEArguments, "vqvae", flags)
     figures = measure(folder, settings)
     figures["cpu_seconds_per_step"] = seconds / settings.max_train_steps
-    record = {"part": name, "seed": seed, "steps": settings.max_train_steps, "figures": figures}
+    record = {"dataset": Path(dataset).stem, "part": name, "seed": seed, "steps": settings.max_train_steps}
+    record["figures"] = figures
     (folder / FIGURES_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def flags_of(part: Part, config: Path, args: argparse.Namespace) -> list[str]:
-    """The command line of a part, without data and output: settings over those of the configuration."""
-    base = parse_arguments(TrainVQVAEArguments, "vqvae", ["--config", str(config), "--output_dir", "x"])
+def flags_of(part: Part, dataset: Dataset, args: argparse.Namespace) -> list[str]:
+    """The command line of a run, without output and seed: settings over those of the configuration."""
+    common = ["--config", str(dataset.config), *dataset.flags]
+    base = parse_arguments(TrainVQVAEArguments, "vqvae", [*common, "--output_dir", "x"])
     steps = args.max_train_steps or base.max_train_steps
-    model = dict(part.model)
+    model = dataset.model | part.model
     if model.get("shared_codebook"):  # the codebook of the pictures
         model |= {"text_codebook_size": base.model_init_kwargs["image_codebook_size"]}
         model |= {"text_code_dim": base.model_init_kwargs["code_dim"]}
-    flags = [*part.flags, "--max_train_steps", str(steps), "--validation_steps", "0"]
+    flags = [*common, *part.flags, "--max_train_steps", str(steps), "--validation_steps", "0"]
+    flags += ["--checkpointing_steps", "0"]  # a run that was interrupted begins anew: its seconds are those of one run
     flags += ["--model_init_kwargs", json.dumps(model), "--loss_weights", json.dumps(part.losses)]
     if part.losses.get("image_adversarial"):
         start = {"start_step": steps // 4, "warmup_steps": steps // 12, "ramp_steps": steps // 6, "num_layers": 2}
@@ -182,8 +202,9 @@ def measure(folder: Path, settings: TrainVQVAEArguments) -> dict[str, float]:
     )
     batches = list(read_batches(held_out, NUM_PAIRS))
     figures = tokenizer_figures(vqvae, batches, tokenizer.pad_token_id)
+    pixel_values = torch.cat([batch["pixel_values"] for batch in batches])
+    figures["image_tiling_psnr_db"] = tiling_gain(vqvae, pixel_values)
     if settings.dataset_name == "shapes":
-        pixel_values = torch.cat([batch["pixel_values"] for batch in batches])
         truth = [parse(captions[0]) for captions in pairs["validation"][: len(pixel_values)]["caption"]]
         scenes = get_judge(truth[0]).read(reconstruct(vqvae, pixel_values))
         figures["image_judged"] = share_equal(scenes, truth)
@@ -209,6 +230,19 @@ def read_batches(dataset: PairDataset, num_pairs: int) -> Iterable[dict[str, Any
     rows = range(min(num_pairs, len(dataset)))
     for start in rows[::BATCH_SIZE]:
         yield collate_pairs([dataset[RowKey(0, row)] for row in rows[start : start + BATCH_SIZE]])
+
+
+def tiling_gain(vqvae: MultimodalVQVAE, pixel_values: torch.Tensor) -> float:
+    """PSNR of a mosaic of pictures `(N, 3, H, W)` that is coded by tiles less that of the same coded whole, in dB."""
+    side = math.isqrt(min(NUM_MOSAIC_PICTURES, len(pixel_values)))
+    rows = pixel_values[: side**2].split(side)
+    mosaic = torch.cat([torch.cat([*row], dim=-1) for row in rows], dim=-2)[None]  # (1, 3, side H, side W)
+    whole = reconstruct(vqvae, mosaic)
+    vqvae.enable_tiling(2 * vqvae.tile_margin + NUM_TILE_CODES * vqvae.image_downsample_factor)
+    tiled = reconstruct(vqvae, mosaic)
+    vqvae.disable_tiling()
+    tiled_psnr, psnr = (peak_signal_noise_ratio(x, mosaic, data_range=(-1.0, 1.0)) for x in (tiled, whole))
+    return (tiled_psnr - psnr).item()
 
 
 _judges: dict[int, ShapesJudge] = {}
@@ -253,34 +287,36 @@ def retrieval_at_1(image: torch.Tensor, text: torch.Tensor, input_ids: torch.Lon
 # The table
 
 
-def write_table(output_dir: Path) -> str:
-    """All runs of a folder as Markdown: the mean over the seeds, in brackets the least and the greatest."""
+def read_records(output_dir: Path) -> list[dict[str, Any]]:
+    """What was measured of each run of a folder."""
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output_dir.glob(f"*/*/*/{FIGURES_FILE}"))]
+
+
+def write_table(output_dir: Path, table: Path | None) -> None:
+    """Writes the table, and beside it the figures of each run as JSON."""
+    if table is not None:
+        records = read_records(output_dir)
+        table.write_text(table_of(records), encoding="utf-8")
+        table.with_suffix(".json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+
+
+def table_of(records: list[dict[str, Any]]) -> str:
+    """All runs as Markdown: the mean over the seeds, in brackets the least and the greatest."""
     page = ["# The tokenizer, part by part", ""]
-    for folder in sorted(path for path in output_dir.iterdir() if path.is_dir()):
-        records = [json.loads(file.read_text()) for file in sorted(folder.glob(f"*/seed-*/{FIGURES_FILE}"))]
-        if not records:
-            continue
-        columns = [name for name in COLUMNS if any(name in record["figures"] for record in records)]
-        steps = sorted({record["steps"] for record in records})
-        page += [f"## {folder.name}, {' and '.join(map(str, steps))} steps", ""]
+    for dataset in sorted({record["dataset"] for record in records}, reverse=True):
+        own = [record for record in records if record["dataset"] == dataset]
+        columns = [name for name in COLUMNS if any(name in record["figures"] for record in own)]
+        steps = sorted({record["steps"] for record in own})
+        page += [f"## {dataset}, {' and '.join(map(str, steps))} steps", ""]
         page += ["| part | seeds | " + " | ".join(COLUMNS[name][0] for name in columns) + " | PSNR against |"]
         page += ["|" + "---|" * (len(columns) + 3)]
-        means = {name: mean_psnr(records, name) for name in PARTS}
-        for name in PARTS:
-            own = [record["figures"] for record in records if record["part"] == name]
-            if own:
-                cells = [
-                    _cell([figures[column] for figures in own if column in figures], column) for column in columns
-                ]
-                page.append(f"| {name} | {len(own)} | {' | '.join(cells)} | {_difference(name, means)} |")
+        for part in PARTS:
+            figures = [record["figures"] for record in own if record["part"] == part]
+            if figures:
+                cells = [_cell([x[column] for x in figures if column in x], column) for column in columns]
+                page.append(f"| {part} | {len(figures)} | {' | '.join(cells)} | {_difference(part, own)} |")
         page.append("")
     return "\n".join([*page, NOTES.format(candidates=NUM_CANDIDATES, probe=NUM_PROBE_PAIRS)])
-
-
-def mean_psnr(records: list[dict[str, Any]], part: str) -> float | None:
-    """PSNR of a part's runs, averaged over the seeds."""
-    values = [record["figures"]["image_psnr_db"] for record in records if record["part"] == part]
-    return statistics.mean(values) if values else None
 
 
 def _cell(values: list[float], column: str) -> str:
@@ -291,11 +327,14 @@ def _cell(values: list[float], column: str) -> str:
     return f"{mean} ({low} to {high})" if len(values) > 1 else mean
 
 
-def _difference(part: str, means: dict[str, float | None]) -> str:
+def _difference(part: str, records: list[dict[str, Any]]) -> str:
+    """PSNR of a part less that of what it is compared with, over the seeds that both have."""
     other = PARTS[part].of
-    if part == other or means[other] is None:
-        return ""
-    return f"{means[part] - means[other]:+.2f} ({other})"
+    psnr = {(record["part"], record["seed"]): record["figures"]["image_psnr_db"] for record in records}
+    differences = [
+        psnr[part, seed] - psnr[other, seed] for name, seed in psnr if name == part and (other, seed) in psnr
+    ]
+    return f"{statistics.mean(differences):+.2f} ({other})" if differences and part != other else ""
 
 
 if __name__ == "__main__":

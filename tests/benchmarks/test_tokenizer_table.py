@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from script_runs import VQVAE
+from vqvae_inputs import pictures, tiny_vqvae
 
 from hf_vqdit.training.arguments import TrainVQVAEArguments, parse_arguments
 
@@ -37,7 +38,7 @@ def config(tmp_path) -> Path:
 def test_every_part_changes_what_it_says_and_keeps_the_steps(tool, config):
     for name, part in tool.PARTS.items():
         args = argparse.Namespace(max_train_steps=24, perceptual_model_name_or_path="network")
-        flags = ["--config", str(config), "--output_dir", "x", *tool.flags_of(part, config, args)]
+        flags = ["--output_dir", "x", *tool.flags_of(part, tool.Dataset(config), args)]
         settings = parse_arguments(TrainVQVAEArguments, "vqvae", flags)
         assert settings.max_train_steps == 24 and settings.train_batch_size == 4
         assert settings.model_init_kwargs.items() >= part.model.items(), name
@@ -57,10 +58,32 @@ def test_figures_are_measured_once_and_make_a_table(tool, config, tmp_path, monk
     assert "retrieval_embeds" in records[0]["figures"] and "retrieval_embeds" not in records[1]["figures"]
     assert all(0 <= record["figures"]["retrieval_probe"] <= 1 for record in records)
     table = (tmp_path / "table.md").read_text()
+    assert json.loads((tmp_path / "table.json").read_text()) == records
     assert "## tiny, 4 steps" in table and f"{records[1]['figures']['image_psnr_db']:.2f}" in table
     times = [file.stat().st_mtime_ns for file in files]
     tool.main(flags)
     assert [file.stat().st_mtime_ns for file in files] == times
+
+
+def test_built_in_sets_are_those_of_their_configurations_at_32_pixels_and_8_by_8_codes(tool):
+    for dataset in tool.DATASETS.values():
+        args = argparse.Namespace(max_train_steps=None, perceptual_model_name_or_path=None)
+        flags = ["--output_dir", "x", *tool.flags_of(tool.PARTS["base"], dataset, args)]
+        settings = parse_arguments(TrainVQVAEArguments, "vqvae", flags)
+        model = settings.model_init_kwargs
+        factor = model["patch_size"] * 2 ** (len(model["block_out_channels"]) - 1)
+        assert settings.resolution == 32 and factor == 4 and settings.max_train_steps >= 1000
+
+
+def test_tiles_cost_nothing_where_norms_are_local_and_something_where_they_are_not(tool):
+    gains = {}
+    for norm_type in ("layer", "group"):
+        vqvae = tiny_vqvae(norm_type=norm_type, block_out_channels=(8, 16), patch_size=1)
+        for network in (vqvae.image_encoder.encoder, vqvae.image_decoder.decoder):  # they are silent at the start
+            torch.nn.init.normal_(network.conv_out.weight, std=0.3)
+        gains[norm_type] = tool.tiling_gain(vqvae, pictures(16, 32, 32))
+        assert not vqvae.use_tiling
+    assert abs(gains["layer"]) < 1e-3 < abs(gains["group"])
 
 
 def test_a_picture_finds_its_caption_when_the_codes_tell_it(tool):

@@ -33,6 +33,7 @@ from hf_vqdit.data.shapes import SCENE_TYPES, parse
 from hf_vqdit.evaluation.judge import ShapesJudge, train_judge
 from hf_vqdit.evaluation.metrics import reconstruct, share_equal, tokenizer_figures
 from hf_vqdit.training.arguments import TrainVQVAEArguments, parse_arguments
+from hf_vqdit.training.run import choose_precision
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "training_scripts" / "configs"
@@ -124,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", nargs="+", help=f"of {', '.join(PARTS)}; by default all that can be trained")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--max_train_steps", type=int, help="by default those of the configuration")
+    parser.add_argument("--mixed_precision", help="of all runs; by default what this machine is fast at")
     parser.add_argument("--perceptual_model_name_or_path", help="network of the part `perceptual`")
     parser.add_argument("--table", type=Path, help="Markdown file to write; the JSON goes beside it")
     args = parser.parse_args(argv)
@@ -133,6 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "perceptual" in parts and not args.perceptual_model_name_or_path:
         parser.error("the part `perceptual` needs weights: name them by --perceptual_model_name_or_path")
 
+    if args.mixed_precision is None:  # once: beside other work a run might choose otherwise than the one before
+        args.mixed_precision = choose_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     for seed, dataset, name in itertools.product(args.seeds, args.datasets, parts):  # one seed of everything first
         run(name, dataset, seed, args)
         write_table(args.output_dir, args.table)
@@ -159,7 +163,7 @@ def run(name: str, dataset: str, seed: int, args: argparse.Namespace) -> None:
     figures = measure(folder, settings)
     figures["cpu_seconds_per_step"] = seconds / settings.max_train_steps
     record = {"dataset": Path(dataset).stem, "part": name, "seed": seed, "steps": settings.max_train_steps}
-    record["figures"] = figures
+    record |= {"mixed_precision": args.mixed_precision, "figures": figures}
     (folder / FIGURES_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
@@ -173,6 +177,7 @@ def flags_of(part: Part, dataset: Dataset, args: argparse.Namespace) -> list[str
         model |= {"text_codebook_size": base.model_init_kwargs["image_codebook_size"]}
         model |= {"text_code_dim": base.model_init_kwargs["code_dim"]}
     flags = [*common, *part.flags, "--max_train_steps", str(steps), "--validation_steps", "0"]
+    flags += ["--mixed_precision", args.mixed_precision]
     flags += ["--checkpointing_steps", "0"]  # a run that was interrupted begins anew: its seconds are those of one run
     flags += ["--model_init_kwargs", json.dumps(model), "--loss_weights", json.dumps(part.losses)]
     if part.losses.get("image_adversarial"):
@@ -306,8 +311,9 @@ def table_of(records: list[dict[str, Any]]) -> str:
     for dataset in sorted({record["dataset"] for record in records}, reverse=True):
         own = [record for record in records if record["dataset"] == dataset]
         columns = [name for name in COLUMNS if any(name in record["figures"] for record in own)]
-        steps = sorted({record["steps"] for record in own})
-        page += [f"## {dataset}, {' and '.join(map(str, steps))} steps", ""]
+        steps, precisions = ({record[name] for record in own} for name in ("steps", "mixed_precision"))
+        settings = f"{' and '.join(map(str, sorted(steps)))} steps, mixed precision {' and '.join(sorted(precisions))}"
+        page += [f"## {dataset}: {settings}", ""]
         page += ["| part | seeds | " + " | ".join(COLUMNS[name][0] for name in columns) + " | PSNR against |"]
         page += ["|" + "---|" * (len(columns) + 3)]
         for part in PARTS:

@@ -35,9 +35,14 @@ def config(tmp_path) -> Path:
     return file
 
 
+def arguments(**options) -> argparse.Namespace:
+    defaults = {"max_train_steps": None, "mixed_precision": "no", "perceptual_model_name_or_path": None}
+    return argparse.Namespace(**defaults | options)
+
+
 def test_every_part_changes_what_it_says_and_keeps_the_steps(tool, config):
     for name, part in tool.PARTS.items():
-        args = argparse.Namespace(max_train_steps=24, perceptual_model_name_or_path="network")
+        args = arguments(max_train_steps=24, perceptual_model_name_or_path="network")
         flags = ["--output_dir", "x", *tool.flags_of(part, tool.Dataset(config), args)]
         settings = parse_arguments(TrainVQVAEArguments, "vqvae", flags)
         assert settings.max_train_steps == 24 and settings.train_batch_size == 4
@@ -49,7 +54,8 @@ def test_every_part_changes_what_it_says_and_keeps_the_steps(tool, config):
 def test_figures_are_measured_once_and_make_a_table(tool, config, tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "NUM_JUDGE_STEPS", 1)
     flags = ["--output_dir", str(tmp_path / "runs"), "--datasets", str(config), "--seeds", "3"]
-    flags += ["--max_train_steps", "4", "--parts", "base", "alignment", "--table", str(tmp_path / "table.md")]
+    flags += ["--max_train_steps", "4", "--mixed_precision", "no", "--parts", "base", "alignment"]
+    flags += ["--table", str(tmp_path / "table.md")]
     tool.main(flags)
     files = sorted((tmp_path / "runs").rglob(tool.FIGURES_FILE))
     records = [json.loads(file.read_text()) for file in files]
@@ -59,7 +65,7 @@ def test_figures_are_measured_once_and_make_a_table(tool, config, tmp_path, monk
     assert all(0 <= record["figures"]["retrieval_probe"] <= 1 for record in records)
     table = (tmp_path / "table.md").read_text()
     assert json.loads((tmp_path / "table.json").read_text()) == records
-    assert "## tiny, 4 steps" in table and f"{records[1]['figures']['image_psnr_db']:.2f}" in table
+    assert "## tiny: 4 steps, mixed precision no" in table and f"{records[1]['figures']['image_psnr_db']:.2f}" in table
     times = [file.stat().st_mtime_ns for file in files]
     tool.main(flags)
     assert [file.stat().st_mtime_ns for file in files] == times
@@ -67,8 +73,7 @@ def test_figures_are_measured_once_and_make_a_table(tool, config, tmp_path, monk
 
 def test_built_in_sets_are_those_of_their_configurations_at_32_pixels_and_8_by_8_codes(tool):
     for dataset in tool.DATASETS.values():
-        args = argparse.Namespace(max_train_steps=None, perceptual_model_name_or_path=None)
-        flags = ["--output_dir", "x", *tool.flags_of(tool.PARTS["base"], dataset, args)]
+        flags = ["--output_dir", "x", *tool.flags_of(tool.PARTS["base"], dataset, arguments())]
         settings = parse_arguments(TrainVQVAEArguments, "vqvae", flags)
         model = settings.model_init_kwargs
         factor = model["patch_size"] * 2 ** (len(model["block_out_channels"]) - 1)

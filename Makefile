@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.hf_vqdit_installed
-CODE := hf_vqdit training_scripts tests model_cards
+CODE := hf_vqdit training_scripts tests model_cards benchmarks
 
 # Threads that wait for each other sleep: if they spin, as they would, a run beside other work is many times slower.
 export OMP_WAIT_POLICY := PASSIVE

@@ -716,6 +716,7 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
                 text_logits = self._decode_text(vectors, is_padding)
         return MultimodalVQVAEDecoderOutput(image, text_logits) if return_dict else (image, text_logits)
 
+    @apply_forward_hook
     def read_text(self, text_logits: torch.Tensor, beam_size: int = 64) -> torch.LongTensor:
         """Token ids of the logits that [`decode`] gives: the likeliest at each position, or, where the model has
         transitions between tokens, the best sequence.
@@ -845,10 +846,7 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     @staticmethod
     def _quantize(
-        quantizer: VectorQuantizer,
-        vectors: torch.Tensor,
-        quantize: bool,
-        gradient_estimator: str = "straight_through",
+        quantizer: VectorQuantizer, vectors: torch.Tensor, quantize: bool, gradient_estimator: str
     ) -> tuple[torch.Tensor, torch.LongTensor | None, torch.Tensor]:
         """What the decoder sees, the codes, and the squared distance to them, element by element."""
         if not quantize:

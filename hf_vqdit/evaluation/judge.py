@@ -144,14 +144,13 @@ def judge_answers(judge: ShapesJudge, tasks: Tasks, answers: Sequence[Answers]) 
     Returns:
         `dict`: As of [`summarize_seeds`], and of [`joint_figures`] over the pairs of all seeds together.
     """
-    scenes, captions = tasks.pairs.scenes, tasks.pairs.captions
+    scenes = tasks.pairs.scenes
     joint = [(judge.read(own.joint.pixel_values), read_captions(own.joint.texts)) for own in answers]
     by_seed = [
         {
             "text_to_image_judged": share_equal(judge.read(own.drawn), scenes),
             "image_to_text_parsed": share_equal(read_captions(own.written), scenes),
             "inpaint_judged": share_equal(judge.read(own.inpainted), scenes),
-            "fill_words_exact": share_equal(own.filled, captions),
             "joint_agreement": share_equal(*of_seed),
         }
         for own, of_seed in zip(answers, joint, strict=True)

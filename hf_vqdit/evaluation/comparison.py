@@ -117,7 +117,7 @@ def compare_answers(
 
     # One by one
     page = None
-    if with_copies:
+    if with_copies and sets:
         copies = CopyFigures(training, vqvae, find_neighbors(codec, training), batch_size)
         neighbors = {
             name: [find_neighbors(own, training) for own in parts]
@@ -142,15 +142,15 @@ def compare_answers(
 
 
 def _draw_page(neighbors: Mapping[str, Sequence[Neighbors]], copies: CopyFigures) -> Image.Image:
-    """The nearest pairs of each set, of real pictures too: such likeness is no sign of copying."""
+    """The nearest pairs of each set; of real pictures too, whose likeness is no sign of copying."""
     what = {
-        "text_to_image": "drawn for held-out captions, and the nearest training pictures",
-        "joint": "made up, and the nearest training pictures",
-        "reconstruction": "held-out pictures as they come back from their codes, and the nearest training pictures",
+        "text_to_image": "pictures drawn for held-out captions",
+        "joint": "pictures made up together with captions",
+        "reconstruction": "held-out pictures as they come back from their codes",
     }
     return stack_sections(
         [
-            draw_nearest(SET_TITLES[name], what[name], parts, copies)
+            draw_nearest(SET_TITLES[name], f"{what[name]}, nearest training picture, distance", parts, copies)
             for name, parts in neighbors.items()
             if name in what
         ]

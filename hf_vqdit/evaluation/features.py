@@ -189,15 +189,9 @@ class OwnFeatures(nn.Module):
 
     def __init__(self, num_features: int = NUM_OWN_FEATURES, width: int = 32) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for in_channels, out_channels in ((3, width), (width, 2 * width), (2 * width, 4 * width)):
-            layers += [
-                nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(out_channels),
-                nn.ReLU(),
-            ]
         # Quarters, not the whole picture: where things are is a feature too.
-        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16 * width, num_features))
+        pooling = (nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16 * width, num_features))
+        self.body = nn.Sequential(*halving_convolutions(width), *pooling)
         # The loss is taken behind a head, as in SimCLR: it may forget what the augmentation changes, the features not.
         self.head = nn.Sequential(nn.BatchNorm1d(num_features), nn.ReLU(), nn.Linear(num_features, 128))
         self.register_buffer("mean", torch.zeros(num_features))
@@ -206,6 +200,18 @@ class OwnFeatures(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pictures (B, 3, H, W) to features (B, D)."""
         return (self.body(to_floats(to_bytes(shrink(pixel_values)))) - self.mean) / self.std
+
+
+def halving_convolutions(width: int) -> list[nn.Module]:
+    """Three convolutions that make pictures (B, 3, H, W) to (B, 4 width, H/8, W/8)."""
+    layers: list[nn.Module] = []
+    for in_channels, out_channels in ((3, width), (width, 2 * width), (2 * width, 4 * width)):
+        layers += [
+            nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+        ]
+    return layers
 
 
 def shrink(pixel_values: torch.Tensor) -> torch.Tensor:

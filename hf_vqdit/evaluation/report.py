@@ -48,7 +48,7 @@ class Figure:
 FIGURES = (
     Figure("image_psnr_db", "picture reconstruction, PSNR", "{:.1f} dB", 27),
     Figure("image_ssim", "picture reconstruction, SSIM", "{:.3f}"),
-    Figure("image_rfid", "picture reconstruction, Fréchet distance to the originals", "{:.2f}", on_features=True),
+    Figure("image_rfid", "picture reconstruction, FID to the originals", "{:.2f}", on_features=True),
     Figure("image_reconstruction_judged", "every attribute right in the reconstruction", target=0.95),
     Figure("text_reconstruction_exact", "captions through the text codec at r = 2, exact", target=0.99),
     Figure("text_reconstruction_exact_r1", "captions through the text codec at r = 1, exact"),
@@ -83,9 +83,9 @@ FIGURES = (
 )
 SET_FIGURES = (  # of sets of pictures
     Figure("num_pictures", "pictures from a seed", "{:.0f}"),
-    Figure("fid", "Fréchet distance to the training pictures", "{:.2f}", on_features=True),
-    Figure("fid_floor", "the same of as many training pictures to the others", "{:.2f}", on_features=True),
-    Figure("kid", "kernel distance to the training pictures", "{:.4f}", on_features=True),
+    Figure("fid", "FID to the training pictures", "{:.2f}", on_features=True),
+    Figure("fid_floor", "FID of as many training pictures to the others", "{:.2f}", on_features=True),
+    Figure("kid", "KID to the training pictures", "{:.4f}", on_features=True),
     Figure("precision", "precision", "{:.3f}", on_features=True),
     Figure("recall", "recall", "{:.3f}", on_features=True),
     Figure("density", "density", "{:.3f}", on_features=True),
@@ -131,7 +131,7 @@ def format_report(figures: Mapping[str, Any], with_targets: bool) -> str:
     if "joint_marginals" in figures:
         distances = ", ".join(f"{name} {distance:.3f}" for name, distance in figures["joint_marginals"].items())
         lines += ["", f"Joint samples, total variation of each attribute from the data: {distances}."]
-    if "picture_sets" in figures:
+    if figures.get("picture_sets"):
         lines += ["", *_format_sets(figures)]
     if "bounds" in figures:
         lines += ["", *_format_bounds(figures["bounds"])]
@@ -180,8 +180,8 @@ def _format_sets(figures: Mapping[str, Any]) -> list[str]:
         "on the same features only.",
         f"- Training pictures: {rests_on['training_pictures']}. Held out: the real pictures of the captions that were "
         "asked for, which a perfect pipeline would draw. Reconstruction: these as they come back from their codes.",
-        "- The Fréchet distance, FID's formula, falls with the number of pictures: sets of as many compare, and the row "
-        "below it. The kernel distance, KID's, does not, and is about 0 for real pictures.",
+        "- FID falls with the number of pictures: it compares with that of as many, and with the row below it, which "
+        "is what as many real pictures have. KID does not, and is about 0 for real pictures.",
         f"- Precision, recall, density and coverage: against as many training pictures, {NUM_NEIGHBORS} neighbors.",
     ]
     if "near_distance" in rests_on:

@@ -1,10 +1,12 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """Tiny untrained models of transformers, saved with their image processors as those on the Hub are."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -40,7 +42,10 @@ def save_clip(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
     """A CLIP of 16 dimensions that reads 12 tokens, for the words of a tokenizer."""
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": 12, "eos_token_id": tokenizer.eos_token_id}
     config = CLIPConfig(text_config=SIZES | text, vision_config=SIZES | PATCHES, projection_dim=16)
+    tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)  # whose place holds what CLIP has read
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
     tokenizer.save_pretrained(folder)
     return _save(lambda: CLIPModel(config), folder)
 

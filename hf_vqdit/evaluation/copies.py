@@ -69,8 +69,9 @@ class CopyFigures:
             `dict[str, float]`: `nearest_distance`, the median distance to the nearest training picture on the
                 features, relative to that of held-out pictures; `near_duplicates`, the share that is nearer than 99 %
                 of the held-out pictures, on the features, and `near_duplicates_pixels`, the same on pixels: of new
-                pictures it is 1 %; `exact_duplicates`, the share that equals a training picture or what comes back
-                from that one's codes, but for one step of 255.
+                pictures it is 1 %; `exact_duplicates`, the share that equals one of these two neighbors or what comes
+                back from its codes, but for one step of 255: at least so many, since of training pictures that are
+                nearly alike another one may be nearer than the original.
         """
         return {
             "nearest_distance": (neighbors.distances.median() / self.usual_distance).item(),

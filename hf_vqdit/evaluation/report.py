@@ -190,7 +190,8 @@ def _format_sets(figures: Mapping[str, Any]) -> list[str]:
             "from their codes being 1. A near duplicate is nearer than 99 % of these "
             f"{rests_on['held_out_pictures']} ({rests_on['near_distance']:.3f} on features, "
             f"{rests_on['near_distance_pixels']:.1f} of 255 on pixels): of new pictures 1 % are. An exact duplicate "
-            "equals a training picture or what comes back from its codes. `nearest.png` shows the nearest pairs.",
+            "equals its nearest training picture or what comes back from that one's codes. `nearest.png` shows the "
+            "nearest pairs.",
         ]
     return lines
 

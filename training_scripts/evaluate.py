@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import Dataset
 
 from hf_vqdit import MultimodalVQVAE, VQDiTPipeline
 from hf_vqdit.data import load_caption_tokenizer, load_pairs
@@ -44,7 +43,7 @@ from hf_vqdit.evaluation.report import (
 from hf_vqdit.evaluation.sampling import HeldOutPairs, answer_tasks, make_tasks, read_held_out
 from hf_vqdit.evaluation.sweep import DIRECTIONS, run_sweep
 from hf_vqdit.evaluation.sweep_report import format_sweep, write_sweep
-from hf_vqdit.evaluation.training_pictures import TrainingPictures, read_training_pictures
+from hf_vqdit.evaluation.training_pictures import read_training_pictures
 from hf_vqdit.training.arguments import DataArguments, parse_arguments
 
 PARTS = ("bounds", "judge", "picture_sets", "copies")  # what can be left out
@@ -114,6 +113,11 @@ class EvaluateArguments(DataArguments):
         unknown = [name for name in self.leave_out if name not in PARTS]
         if unknown:
             raise ValueError(f"`leave_out` must name some of {PARTS}, got {unknown}.")
+        if "picture_sets" in self.leave_out and self.feature_model_name_or_path is not None:
+            raise ValueError(
+                f"`leave_out` names picture_sets, for which alone `feature_model_name_or_path` "
+                f"({self.feature_model_name_or_path}) is there: leave out one of the two."
+            )
         if min(self.num_samples, self.num_sampling_seeds) < 1 or self.num_joint_samples < self.num_sampling_seeds:
             raise ValueError(
                 f"`num_samples` ({self.num_samples}) and `num_sampling_seeds` ({self.num_sampling_seeds}) must be at "
@@ -139,8 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
 
     # What is measured, and on what
-    device = PartialState().device
-    pipeline = VQDiTPipeline.from_pretrained(args.pipeline).to(device)
+    pipeline = VQDiTPipeline.from_pretrained(args.pipeline).to(PartialState().device)
     pairs = load_pairs(**args.pairs)
     read = partial(
         read_held_out,
@@ -157,16 +160,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks = make_tasks(held_out.first(args.num_samples), pipeline.tokenizer, args.seed)
     num_joint = split_evenly(args.num_joint_samples, args.num_sampling_seeds)
 
-    # What measures
-    clip = ClipScorer(args.clip_model_name_or_path, device) if args.clip_model_name_or_path is not None else None
-    judge = make_judge(args, held_out) if held_out.scenes is not None and "judge" not in args.leave_out else None
-    training, notes, with_copies = None, [], "copies" not in args.leave_out
-    if "picture_sets" not in args.leave_out:
-        training = read_training(args, pipeline, pairs["train"])
-        counts = dict.fromkeys(("text_to_image", "reconstruction", "held_out"), len(tasks.pairs))
-        notes = note_sizes(counts | {"joint": min(num_joint)}, training, len(held_out) if with_copies else None)
-        for note in notes:
-            print(f"Note: {note}")
+    # What measures, loaded first so that a wrong name costs no time
+    network = clip = None
+    if args.feature_model_name_or_path is not None:
+        network = load_feature_network(args.feature_model_name_or_path).to(pipeline.device)
+    if args.clip_model_name_or_path is not None:
+        clip = ClipScorer(args.clip_model_name_or_path, pipeline.device)
 
     # Tokenizer and likelihood
     restored = reconstruct(pipeline.vqvae, held_out.pixel_values, args.eval_batch_size)
@@ -178,6 +177,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         bounds = measure_bounds(pipeline, few, args.num_bound_samples, args.seed, args.eval_batch_size)
         parts.append({"bounds": bounds})
 
+    # The training pictures, and what few pictures allow
+    training, notes, with_copies = None, [], "copies" not in args.leave_out
+    if "picture_sets" not in args.leave_out:
+        training = read_training_pictures(
+            pairs["train"],
+            pipeline.tokenizer,
+            args.resolution,
+            args.center_crop,
+            args.max_training_pictures,
+            network,
+            args.seed,
+            args.eval_batch_size,
+        )
+        counts = dict.fromkeys(("text_to_image", "reconstruction", "held_out"), len(tasks.pairs))
+        notes = note_sizes(counts | {"joint": min(num_joint)}, training, len(held_out) if with_copies else None)
+        for note in notes:
+            print(f"Note: {note}")
+
     # Every direction, from several seeds
     answers = [
         answer_tasks(pipeline, tasks, count, seed, batch_size=args.eval_batch_size, **args.call)
@@ -188,8 +205,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw_samples(tasks, restored, answers[0]).save(output_dir / "grid.png")
 
     # Their figures
-    parts.append(score_captions(tasks, answers, training and training.captions))
-    if judge is not None:
+    parts.append(score_captions(tasks, answers, None if training is None else training.captions))
+    is_judged = held_out.scenes is not None and "judge" not in args.leave_out
+    if is_judged:
+        judge = make_judge(args, held_out)
         judged = {"judge_accuracy": judge_accuracy(judge)}
         judged["image_reconstruction_judged"] = share_equal(judge.read(restored), held_out.scenes)
         parts += [judged, judge_answers(judge, tasks, answers)]
@@ -221,25 +240,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         **args.call,
     }
     figures["notes"] = notes
-    write_report(figures, output_dir, with_targets=judge is not None)
-    print(format_report(figures, with_targets=judge is not None))
-
-
-def read_training(args: EvaluateArguments, pipeline: VQDiTPipeline, pairs: Dataset) -> TrainingPictures:
-    """The training pictures with their features, and so the feature network."""
-    name, network = args.feature_model_name_or_path, None
-    if name is not None:
-        network = load_feature_network(name).to(pipeline.device)
-    return read_training_pictures(
-        pairs,
-        pipeline.tokenizer,
-        args.resolution,
-        args.center_crop,
-        args.max_training_pictures,
-        network,
-        args.seed,
-        args.eval_batch_size,
-    )
+    write_report(figures, output_dir, with_targets=is_judged)
+    print(format_report(figures, with_targets=is_judged))
 
 
 def compare_settings(args: EvaluateArguments, pipeline: VQDiTPipeline, held_out: HeldOutPairs) -> None:

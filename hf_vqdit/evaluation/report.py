@@ -61,7 +61,7 @@ FIGURES = (
     Figure("image_to_text_parsed", "image to text, the caption tells exactly the picture", target=0.75),
     Figure("image_to_text_exact", "image to text, the caption is one of the picture's"),
     Figure("image_to_text_chrf", "image to text, chrF", "{:.1f}"),
-    Figure("image_to_text_bleu", "image to text, BLEU", "{:.1f}"),
+    Figure("image_to_text_bleu", "image to text, BLEU (sacrebleu's, tokens of `zh`)", "{:.1f}"),
     Figure("image_to_text_in_training", "image to text, the caption is one of a training picture's"),
     Figure("joint_text_in_training", "joint, the caption is one of a training picture's"),
     Figure("held_out_text_in_training", "held-out captions that are one of a training picture's"),

@@ -110,10 +110,14 @@ def compare_answers(
     # As sets
     by_seed = {
         name: [set_figures(own.features, training.features, seed + draw) for draw, own in enumerate(parts)]
-        for name, parts in sets.items()
+        for name, parts in tqdm(sets.items(), desc="Sets of pictures")
     }
-    rests_on = {"features": training.network.description, "number_of_features": training.features.shape[1]}
-    rests_on |= {"training_pictures": len(training), "held_out_pictures": len(held_out)}
+    rests_on = {
+        "features": training.network.description,
+        "number_of_features": training.features.shape[1],
+        "training_pictures": len(training),
+        "held_out_pictures": len(held_out),
+    }
 
     # One by one
     page = None
@@ -125,8 +129,8 @@ def compare_answers(
         }
         for name, parts in neighbors.items():
             by_seed[name] = [own | copies.measure(near) for own, near in zip(by_seed[name], parts, strict=True)]
-        rests_on |= {"near_distance": copies.near_distance.item()}
-        rests_on |= {"near_distance_pixels": copies.near_pixel_distance.item()}
+        rests_on["near_distance"] = copies.near_distance.item()
+        rests_on["near_distance_pixels"] = copies.near_pixel_distance.item()
         page = _draw_page(neighbors, copies)
 
     name = training.network.name

@@ -47,7 +47,7 @@ class CopyFigures:
         training ([`TrainingPictures`]): The training pictures.
         vqvae (`MultimodalVQVAE`): The tokenizer, in evaluation mode.
         restored ([`Neighbors`]): Held-out pictures as they come back from their codes.
-        batch_size (`int`, defaults to 250): Pictures through the tokenizer at a time.
+        batch_size (`int`, defaults to 250): Pictures compared, and through the tokenizer, at a time.
     """
 
     def __init__(
@@ -82,15 +82,18 @@ class CopyFigures:
 
     def _is_exact(self, neighbors: Neighbors) -> torch.Tensor:
         """Whether each picture equals one of its two neighbors, (N,)."""
-        rows, places = torch.stack([neighbors.rows, neighbors.pixel_rows]).unique(return_inverse=True)  # places (2, N)
-        originals = self.training.read(rows.tolist())
-        own = to_bytes(neighbors.pictures.pixel_values).short()
-        is_exact = torch.zeros(len(own), dtype=torch.bool)
-        for others in (originals, reconstruct(self.vqvae, originals, self.batch_size)):
-            for own_places in places:
-                difference = own - to_bytes(others)[own_places].short()
-                is_exact |= (difference.abs() <= 1).flatten(1).all(dim=1)
-        return is_exact
+        is_exact = []
+        parts = (neighbors.pictures.pixel_values, neighbors.rows, neighbors.pixel_rows)
+        for pixel_values, *rows in zip(*(part.split(self.batch_size) for part in parts), strict=True):
+            own = to_bytes(pixel_values).short()  # (B, 3, H, W)
+            is_equal = torch.zeros(len(own), dtype=torch.bool)
+            for own_rows in rows:
+                originals = self.training.read(own_rows.tolist())
+                for others in (originals, reconstruct(self.vqvae, originals)):
+                    difference = (own - to_bytes(others).short()).abs()
+                    is_equal |= (difference <= 1).flatten(1).all(dim=1)
+            is_exact.append(is_equal)
+        return torch.cat(is_exact)
 
 
 def _share(is_so: torch.Tensor) -> float:

@@ -181,7 +181,8 @@ def _format_sets(figures: Mapping[str, Any]) -> list[str]:
         f"- Training pictures: {rests_on['training_pictures']}. Held out: the real pictures of the captions that were "
         "asked for, which a perfect pipeline would draw. Reconstruction: these as they come back from their codes.",
         "- FID falls with the number of pictures: it compares with that of as many, and with the row below it, which "
-        "is what as many real pictures have. KID does not, and is about 0 for real pictures.",
+        "is what as many real pictures have. KID, the mean over 100 subsets of 1,000 pictures or of all if there are "
+        "fewer, does not, and is about 0 for real pictures.",
         f"- Precision, recall, density and coverage: against as many training pictures, {NUM_NEIGHBORS} neighbors.",
     ]
     if "near_distance" in rests_on:

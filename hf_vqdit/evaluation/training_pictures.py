@@ -66,7 +66,7 @@ def read_training_pictures(
         tokenizer (`PreTrainedTokenizerBase`): The caption tokenizer.
         resolution (`int`): Side of the pictures in pixels.
         center_crop (`bool`, defaults to `True`): Whether pictures are cropped in the middle.
-        max_pictures (`int`, defaults to 50,000): Read no more than this many, in random order.
+        max_pictures (`int`, defaults to 50000): Read no more than this many, in random order.
         network (`nn.Module`, *optional*): A feature network; by default one is trained on the thumbnails.
         seed (`int`, defaults to 0): Seed of the order and of that training.
         batch_size (`int`, defaults to 250): Pictures at a time.

@@ -47,7 +47,7 @@ def frechet_distance(features: torch.Tensor, real_features: torch.Tensor) -> flo
 
 
 def kernel_distance(features: torch.Tensor, real_features: torch.Tensor, seed: int = 0) -> float:
-    """The squared maximum mean discrepancy of a cubic kernel: KID (Binkowski 2018, eq. 4), on any features.
+    """The squared maximum mean discrepancy of a cubic kernel: KID (Binkowski 2018), on any features.
 
     Its expectation does not depend on the number of pictures, and is 0 between sets of one distribution; it may come
     out below. The mean over a hundred random subsets.
@@ -94,7 +94,7 @@ def neighborhood_figures(
         `dict[str, float]`: `precision`, the share of generated pictures in a ball of a real one, and `recall`, the
             share of real ones in a ball of a generated one (Kynkaanniemi 2019, eq. 2); `density`, by how many real
             balls a generated picture is covered, relative to k, and `coverage`, the share of real balls that hold a
-            generated picture (Naeem 2020, eqs. 3 and 4).
+            generated picture (Naeem 2020).
     """
     real_radii = _radii(real_features, num_neighbors)  # (M,)
     radii = _radii(features, num_neighbors)  # (N,)

@@ -154,7 +154,12 @@ def _draw_page(neighbors: Mapping[str, Sequence[Neighbors]], copies: CopyFigures
     }
     return stack_sections(
         [
-            draw_nearest(SET_TITLES[name], f"{what[name]}, nearest training picture, distance", parts, copies)
+            draw_nearest(
+                SET_TITLES[name],
+                f"{what[name]}, nearest training picture, distance on features (on pixels)",
+                parts,
+                copies,
+            )
             for name, parts in neighbors.items()
             if name in what
         ]
@@ -202,7 +207,7 @@ def note_sizes(num_pictures: Mapping[str, int], training: TrainingPictures, num_
         )
     if num_held_out is not None and num_held_out < round(1 / NEAR_SHARE):
         notes.append(
-            f"Near duplicates are told by {num_held_out} held-out pictures: fewer than {1 / NEAR_SHARE:.0f}, so that "
-            "they are about those nearer than the nearest of these."
+            f"Near duplicates are those nearer to training pictures than any of the {num_held_out} held-out pictures, "
+            f"which are fewer than {1 / NEAR_SHARE:.0f}: of new pictures not 1 % are, but one in {num_held_out + 1}."
         )
     return notes

@@ -93,7 +93,7 @@ def test_what_few_pictures_do_is_told_before_they_are_drawn(training):
         ({"joint": 1}, 100, "take two pictures"),
         ({"joint": 5}, 100, "No precision, recall, density and coverage"),
         ({"joint": 17}, 100, "that of 15 training pictures against the others"),
-        ({"joint": 15}, 40, "told by 40 held-out pictures"),
+        ({"joint": 15}, 40, "one in 41"),
     ):
         assert any(words in note for note in note_sizes(counts, training, num_held_out)), words
     assert not any("held-out" in note for note in note_sizes({"joint": 15}, training, None))

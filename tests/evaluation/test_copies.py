@@ -30,7 +30,7 @@ def look_at(training, pixel_values, captions=None) -> PictureSet:
 @pytest.fixture
 def restored(tiny_pipeline) -> torch.Tensor:
     """Held-out pictures as they come back from their codes."""
-    held_out = read_held_out(shapes_dataset("validation", 1, num_rows=100), tiny_pipeline.tokenizer, 32)
+    held_out = read_held_out(shapes_dataset("validation", 1, num_rows=150), tiny_pipeline.tokenizer, 32)
     return reconstruct(tiny_pipeline.vqvae, held_out.pixel_values)
 
 
@@ -80,10 +80,25 @@ def test_new_pictures_are_as_near_as_new_pictures_are(training, copies, restored
     figures = copies.measure(find_neighbors(look_at(training, restored), training))
     assert figures == {
         "nearest_distance": 1.0,
-        "near_duplicates": 0.01,
-        "near_duplicates_pixels": 0.01,
+        "near_duplicates": pytest.approx(1 / 150),
+        "near_duplicates_pixels": pytest.approx(1 / 150),
         "exact_duplicates": 0.0,
     }
+
+
+@pytest.mark.parametrize("num_held_out", [10, 100, 1000])
+def test_of_further_new_pictures_one_percent_are_near_duplicates_or_as_few_as_the_held_out_ones_can_tell(
+    training, restored, num_held_out
+):
+    found = find_neighbors(look_at(training, restored[:1]), training)
+    generator = torch.Generator().manual_seed(0)
+    shares = []
+    for _ in range(2000):
+        distances = torch.rand(num_held_out, generator=generator, dtype=torch.float64)
+        near = CopyFigures(training, None, found._replace(distances=distances)).near_distance
+        shares.append(near.item())  # of numbers drawn evenly from 0 to 1, so many are smaller
+    expected = max(0.01, 1 / (num_held_out + 1))
+    assert np.mean(shares) == pytest.approx(expected, rel=0.1)
 
 
 def test_the_page_shows_the_nearest_pairs_first_and_marks_near_duplicates(training, copies, restored):

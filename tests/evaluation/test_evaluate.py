@@ -90,7 +90,7 @@ def test_own_pairs_have_every_figure_that_needs_no_judge(saved_pipeline, tmp_pat
     # What the small numbers do to them is told at the start, and in the report
     notes = [line.removeprefix("Note: ") for line in capsys.readouterr().out.splitlines() if line.startswith("Note: ")]
     assert notes == figures["notes"] and all(f"- {note}" in report for note in notes)
-    assert any("16 features" in note for note in notes) and any("12 held-out pictures" in note for note in notes)
+    assert any("16 features" in note for note in notes) and any("one in 13" in note for note in notes)
 
 
 def test_parts_that_take_long_can_be_left_out(saved_pipeline, tmp_path):

@@ -28,7 +28,7 @@ from hf_vqdit.data.shapes import OneObject
 from hf_vqdit.evaluation.answers import draw_samples, score_captions, score_pairs
 from hf_vqdit.evaluation.bounds import measure_bounds
 from hf_vqdit.evaluation.clip import ClipScorer
-from hf_vqdit.evaluation.comparison import compare_answers, note_sizes
+from hf_vqdit.evaluation.comparison import compare_answers, note_limits
 from hf_vqdit.evaluation.features import load_feature_network
 from hf_vqdit.evaluation.judge import ShapesJudge, judge_accuracy, judge_answers, train_judge
 from hf_vqdit.evaluation.metrics import reconstruct, share_equal, tokenizer_figures
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.eval_batch_size,
         )
         counts = dict.fromkeys(("text_to_image", "reconstruction", "held_out"), len(tasks.pairs))
-        notes = note_sizes(counts | {"joint": min(num_joint)}, training, len(held_out) if with_copies else None)
+        notes = note_limits(counts | {"joint": min(num_joint)}, training, held_out if with_copies else None)
         for note in notes:
             print(f"Note: {note}")
 

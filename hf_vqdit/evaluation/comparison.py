@@ -166,16 +166,18 @@ def _draw_page(neighbors: Mapping[str, Sequence[Neighbors]], copies: CopyFigures
     )
 
 
-def note_sizes(num_pictures: Mapping[str, int], training: TrainingPictures, num_held_out: int | None) -> list[str]:
-    """What is to be said of figures that rest on few pictures, before any time is spent on them.
+def note_limits(
+    num_pictures: Mapping[str, int], training: TrainingPictures, held_out: HeldOutPairs | None
+) -> list[str]:
+    """What figures of sets of pictures cannot tell, few pictures above all, before any time is spent on them.
 
     Args:
         num_pictures (`Mapping[str, int]`): Pictures from a seed, by the names of `SET_TITLES`.
         training ([`TrainingPictures`]): What they will be compared with.
-        num_held_out (`int`, *optional*): Held-out pairs; `None` if no copies will be looked for.
+        held_out ([`HeldOutPairs`], *optional*): By which near duplicates are told; `None` if none are looked for.
 
     Returns:
-        `list[str]`: A sentence or two for each matter; none if all sets are large enough.
+        `list[str]`: A sentence or two for each matter.
     """
     num_features, num_training = training.features.shape[1], len(training)
 
@@ -205,9 +207,14 @@ def note_sizes(num_pictures: Mapping[str, int], training: TrainingPictures, num_
             f"The FID of real pictures is that of {num_training // 2} training pictures against the others, fewer "
             f"than the pictures it stands beside ({sets}), and so somewhat too large."
         )
-    if num_held_out is not None and num_held_out < round(1 / NEAR_SHARE):
+    if held_out is not None and len(held_out) < round(1 / NEAR_SHARE):
         notes.append(
-            f"Near duplicates are those nearer to training pictures than any of the {num_held_out} held-out pictures, "
-            f"which are fewer than {1 / NEAR_SHARE:.0f}: of new pictures not 1 % are, but one in {num_held_out + 1}."
+            f"Near duplicates are those nearer to training pictures than any of the {len(held_out)} held-out ones, "
+            f"which are fewer than {1 / NEAR_SHARE:.0f}: of new pictures not 1 % are, but one in {len(held_out) + 1}."
+        )
+    if held_out is not None and held_out.scenes is not None:
+        notes.append(
+            "Training has none of the combinations of the held-out scenes: new pictures of combinations that it has, "
+            "as joint samples are, are near duplicates more often than 1 % without being copies."
         )
     return notes

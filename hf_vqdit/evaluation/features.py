@@ -190,8 +190,9 @@ class OwnFeatures(nn.Module):
     def __init__(self, num_features: int = NUM_OWN_FEATURES, width: int = 32) -> None:
         super().__init__()
         # Quarters, not the whole picture: where things are is a feature too.
-        pooling = (nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16 * width, num_features))
-        self.body = nn.Sequential(*halving_convolutions(width), *pooling)
+        self.body = nn.Sequential(
+            *halving_convolutions(width), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16 * width, num_features)
+        )
         # The loss is taken behind a head, as in SimCLR: it may forget what the augmentation changes, the features not.
         self.head = nn.Sequential(nn.BatchNorm1d(num_features), nn.ReLU(), nn.Linear(num_features, 128))
         self.register_buffer("mean", torch.zeros(num_features))

@@ -37,8 +37,9 @@ class ShapesJudge(nn.Module):
         self.scene_type = SCENE_TYPES[num_objects]
         self.resolution = resolution
         # Flattened, not averaged over the whole picture: places and relations are facts too.
-        pooling = (nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * width, 256), nn.ReLU())
-        self.features = nn.Sequential(*halving_convolutions(width), *pooling)
+        self.features = nn.Sequential(
+            *halving_convolutions(width), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * width, 256), nn.ReLU()
+        )
         self.heads = nn.ModuleDict({name: nn.Linear(256, ATTRIBUTE_SIZES[name]) for name in self.scene_type._fields})
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:

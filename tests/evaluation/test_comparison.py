@@ -1,13 +1,16 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+from dataclasses import replace
+
 import pytest
 import torch
 
 from hf_vqdit.data import shapes_dataset
-from hf_vqdit.evaluation.comparison import compare_answers, note_sizes, set_figures
+from hf_vqdit.data.shapes import all_scenes
+from hf_vqdit.evaluation.comparison import compare_answers, note_limits, set_figures
 from hf_vqdit.evaluation.features import TokenizerLatents, extract_features
 from hf_vqdit.evaluation.metrics import reconstruct
 from hf_vqdit.evaluation.picture_sets import frechet_distance
-from hf_vqdit.evaluation.sampling import Answers, Cost, Samples, read_held_out
+from hf_vqdit.evaluation.sampling import Answers, Cost, HeldOutPairs, Samples, read_held_out
 from hf_vqdit.evaluation.training_pictures import TrainingPictures, read_training_pictures
 
 
@@ -85,7 +88,7 @@ def test_a_set_of_one_picture_is_left_out(tiny_pipeline, training, num_asked, nu
 
 
 def test_what_few_pictures_do_is_told_before_they_are_drawn(training):
-    assert note_sizes({"text_to_image": 15, "joint": 15}, training, 100) == [
+    assert note_limits({"text_to_image": 15, "joint": 15}, training, make_held_out(100)) == [
         "FID from no more pictures than the 16 features have dimensions (Text to image 15, Joint 15) is far above "
         "that of many pictures: compare it with that of real pictures beside it, or go by KID."
     ]
@@ -95,5 +98,16 @@ def test_what_few_pictures_do_is_told_before_they_are_drawn(training):
         ({"joint": 17}, 100, "that of 15 training pictures against the others"),
         ({"joint": 15}, 40, "one in 41"),
     ):
-        assert any(words in note for note in note_sizes(counts, training, num_held_out)), words
-    assert not any("held-out" in note for note in note_sizes({"joint": 15}, training, None))
+        assert any(words in note for note in note_limits(counts, training, make_held_out(num_held_out))), words
+    assert not any("held-out" in note for note in note_limits({"joint": 15}, training, None))
+
+
+def test_of_scenes_it_is_told_that_held_out_ones_are_of_another_kind(training):
+    scenes = all_scenes(1)[:100]
+    notes = note_limits({"joint": 15}, training, replace(make_held_out(100), scenes=scenes))
+    assert any("combinations" in note for note in notes)
+
+
+def make_held_out(num_pairs: int) -> HeldOutPairs:
+    captions = ["a star"] * num_pairs
+    return HeldOutPairs(torch.zeros(num_pairs, 3, 8, 8), torch.zeros(num_pairs, 4), captions, [captions] * num_pairs)

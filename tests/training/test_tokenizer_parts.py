@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import VQModel
 from script_runs import VQVAE, assert_close, assert_equal, metrics, run_in_process, run_in_two_processes, weights
-from vision_networks import save_network
+from vision_models import save_vision_model
 
 MODEL = VQVAE | {"shared_codebook": True, "text_codebook_size": 16, "projection_dim": 8, "text_transition_rank": 4}
 WEIGHTS = {"image_perceptual": 0.5, "image_adversarial": 0.5, "text_crf": 0.5, "alignment": 0.1}
@@ -18,7 +18,7 @@ DISCRIMINATOR = {"warmup_steps": 1, "ramp_steps": 2, "r1_every": 2, "lecam_weigh
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> list[str]:
     """The flags that switch every part on."""
-    network = save_network(tmp_path_factory.mktemp("network"), "convolutions")
+    network = str(save_vision_model(tmp_path_factory.mktemp("network"), "resnet"))
     flags = ["--model_init_kwargs", json.dumps(MODEL), "--loss_weights", json.dumps(WEIGHTS)]
     flags += ["--codebook_update", "gradient", "--gradient_estimator", "rotation_trick"]
     flags += ["--perceptual_model_name_or_path", network, "--alignment_ramp_steps", "2"]

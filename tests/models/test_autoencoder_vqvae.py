@@ -134,7 +134,7 @@ def test_a_row_gives_the_same_result_whatever_stands_beside_it():
 def test_the_straight_through_gradient_is_the_identity():
     quantizer = VectorQuantizer(16, 4)
     vectors = quantizer.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(0))).requires_grad_()
-    passed, codes, _ = MultimodalVQVAE._quantize(quantizer, vectors, True)
+    passed, codes, _ = MultimodalVQVAE._quantize(quantizer, vectors, True, "straight_through")
     weight = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
     (passed * weight).sum().backward()
     assert torch.equal(vectors.grad, weight)
@@ -145,7 +145,7 @@ def test_the_straight_through_gradient_is_the_identity():
 def test_the_commitment_loss_pulls_the_vectors_and_not_the_codes():
     quantizer = VectorQuantizer(16, 4, l2_normalize=False)
     vectors = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    _, codes, losses = MultimodalVQVAE._quantize(quantizer, vectors, True)
+    _, codes, losses = MultimodalVQVAE._quantize(quantizer, vectors, True, "straight_through")
     losses.mean().backward()
     torch.testing.assert_close(vectors.grad, 2 * (vectors - quantizer.lookup(codes)).detach() / vectors.numel())
     assert quantizer.codebook.grad is None

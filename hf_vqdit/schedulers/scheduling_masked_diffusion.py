@@ -14,8 +14,9 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 MASK_SCHEDULES = ("cosine", "linear", "arccos")
 ORDERS = ("ancestral", "confidence", "random", "halton")
+# Logits that are drawn from at once. In float64 they are 2 MB, which stay in the cache of a CPU, or elsewhere 128 MB.
+CPU_DRAWING_ENTRIES, MAX_DRAWING_ENTRIES = 2**18, 2**24
 # The ways to remask, and the strengths at which their paper (ReMDM, Wang 2025) runs them.
-MAX_DRAWING_ENTRIES = 2**24  # logits that are drawn from at once: 128 MB in float64
 REMASKING_ETAS = {"cap": 0.008, "rescale": 0.015, "confidence": 1.0, "loop": 0.02}
 
 logger = logging.get_logger(__name__)
@@ -452,7 +453,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     def _draw(self, logits: torch.Tensor, uniform: torch.Tensor | None) -> tuple[torch.LongTensor, torch.Tensor]:
         """A code (M,) for each row of logits (M, V), and the logarithm of its probability, by some rows at a time."""
-        num_rows = max(1, MAX_DRAWING_ENTRIES // logits.shape[1])  # float64 and sorting take ten times the logits
+        max_entries = CPU_DRAWING_ENTRIES if logits.is_cpu else MAX_DRAWING_ENTRIES
+        num_rows = max(1, max_entries // logits.shape[1])  # float64 and sorting take ten times the logits
         drawn = torch.empty(len(logits), dtype=torch.long, device=logits.device)
         log_probs = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
         for start in range(0, len(logits), num_rows):
@@ -664,7 +666,7 @@ def _invert_cdf(logits: torch.Tensor, uniform: torch.Tensor) -> torch.LongTensor
     total = cdf[:, -1:].contiguous()
     # `right=True` steps over classes of probability 0, and so does the last class that may be drawn.
     drawn = torch.searchsorted(cdf, uniform[:, None] * total, right=True)
-    last = (cdf < total).sum(dim=-1, keepdim=True)
+    last = torch.searchsorted(cdf, total).clamp(max=cdf.shape[-1] - 1)  # NaN, which is no code, lies beyond the end
     return torch.minimum(drawn, last).squeeze(-1)
 
 

@@ -473,6 +473,6 @@ def test_times_that_are_no_times_are_an_error(timesteps, error, message):
 def test_drawing_some_rows_at_a_time_changes_nothing(run, noisy_model, monkeypatch, config):
     scheduler, sample = MaskedDiffusionScheduler(**config), torch.full((3, 4, 5), 9)
     whole = run(scheduler, noisy_model(9), sample, 4, generators(1, 2, 3))
-    monkeypatch.setattr(scheduling_masked_diffusion, "MAX_DRAWING_ENTRIES", 20)  # two rows
+    monkeypatch.setattr(scheduling_masked_diffusion, "CPU_DRAWING_ENTRIES", 20)  # two rows
     parts = run(scheduler, noisy_model(9), sample, 4, generators(1, 2, 3))
     assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))

@@ -1,0 +1,137 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""Every benchmark runs and gives all of its figures, which are ratios of what was measured in turn."""
+
+import importlib
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import data_stream, nearest_codes, timing
+from benchmarks.__main__ import BENCHMARKS, main
+from hf_vqdit.data import PairDataset
+
+FOLDER = Path(timing.__file__).parent
+
+# What stands in the table of each benchmark: peer -> quantities.
+FIGURES = {
+    "nearest_codes": {
+        "torch.cdist": {"time", "peak memory"},
+        "diffusers VectorQuantizer": {"time", "peak memory"},
+    },
+    "transformer": {
+        "diffusers DiTTransformer2DModel": {"time a token", "time a parameter", "time a FLOP", "peak memory"},
+        "diffusers UVit2DModel": {"time a token", "time a parameter", "time a FLOP", "peak memory"},
+        "hf_vqdit, projections apart": {"time a token"},
+        "hf_vqdit, not compiled": {"time a token"},
+    },
+    "sampling": {
+        "diffusers AmusedPipeline": {"time of a step, transformer aside"},
+        "its forward passes": {"time of a call"},
+        "diffusers AmusedScheduler": {"time", "peak memory"},
+        "softmax, torch.multinomial": {"time", "peak memory"},
+        "no reuse": {"time", "rows"},
+    },
+    "data_stream": {
+        "datasets, with_transform": {"time of a pair"},
+        'datasets, with_format("torch")': {"time of a pair"},
+    },
+}
+if nearest_codes.VectorQuantize is not None:
+    FIGURES["nearest_codes"]["vector-quantize-pytorch"] = {"time", "peak memory"}
+
+
+# The benchmarks
+
+
+def test_the_command_knows_every_benchmark():
+    assert set(BENCHMARKS) == {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "__main__", "timing"}
+    assert set(BENCHMARKS) == set(FIGURES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_gives_all_its_figures(name):
+    rows = importlib.import_module(f"benchmarks.{name}").measure(quick=True)
+    found = {}
+    for row in rows:
+        found.setdefault(row.peer, set()).add(row.quantity)
+        assert 0 < row.ratio < math.inf
+        assert row.quartiles is None or row.quartiles[0] <= row.ratio <= row.quartiles[1]
+    assert found == FIGURES[name]
+    assert len({row[:3] for row in rows}) == len(rows)
+
+
+def test_the_page_has_the_text_and_the_table_of_a_benchmark(tmp_path, capsys):
+    main(["nearest_codes", "--quick", "--output", str(tmp_path / "page.md")])
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out.strip() in page
+    assert "## Nearest codes\n\nWhat a tokenizer does" in page
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    assert lines[0] == "| case | peer | time | peak memory |"
+    assert len(lines) == 2 + len(FIGURES["nearest_codes"])
+    assert all(line.count("|") == 5 for line in lines)
+
+
+def test_an_unknown_benchmark_is_refused_before_any_is_run(capsys):
+    with pytest.raises(SystemExit):
+        main(["nearest_codes", "nonesuch"])
+    assert "nonesuch" in capsys.readouterr().err
+
+
+def test_a_wrong_code_ends_the_benchmark():
+    vectors, codebook = torch.eye(4), torch.eye(4)
+    nearest_codes.check_nearest(torch.tensor([0, 1, 2, 3]), vectors, codebook)
+    with pytest.raises(RuntimeError, match="not the nearest"):
+        nearest_codes.check_nearest(torch.tensor([0, 1, 2, 0]), vectors, codebook)
+
+
+def test_both_data_streams_hold_the_same_pairs(tmp_path):
+    size = data_stream.QUICK_SIZE
+    pairs, tokenizer = data_stream.make_pairs(size, tmp_path / "pictures", tmp_path / "cache")
+    own, peer = PairDataset(pairs, tokenizer, size.resolution), data_stream.with_transform(size, pairs, tokenizer)
+    for index in range(len(pairs)):
+        torch.testing.assert_close(own[(0, index)]["pixel_values"], peer[index]["pixel_values"])
+        torch.testing.assert_close(own[(0, index)]["input_ids"], peer[index]["input_ids"])
+
+
+# How they measure
+
+
+def test_candidates_are_measured_in_turn_after_a_first_time():
+    calls = []
+    candidates = {name: (lambda name=name: calls.append(name) or len(calls)) for name in "abc"}
+    values = timing.alternate(candidates, num_rounds=3)
+    assert "".join(calls) == "abc" + "abc" + "cba" + "abc"
+    assert values == {"a": [4, 9, 10], "b": [5, 8, 11], "c": [6, 7, 12]}
+
+
+def test_a_ratio_is_the_median_of_the_ratios_of_each_round():
+    # A machine that is ten times slower in the third round changes nothing.
+    rows = timing.ratios("case", "time", {timing.OURS: [1.0, 2.0, 10.0], "peer": [2.0, 4.0, 20.0]})
+    assert rows == [timing.Row("case", "peer", "time", 2.0, (2.0, 2.0))]
+    (row,) = timing.ratios("case", "time", {"peer": [1.0, 2.0, 3.0, 4.0, 50.0], timing.OURS: [1.0] * 5})
+    assert (row.ratio, row.quartiles) == (3.0, (2.0, 4.0))
+
+
+def test_what_is_fast_is_called_often_enough_for_the_clock():
+    counter = itertools.count()
+    measure = timing.cpu_seconds(lambda: next(counter))
+    measure()
+    assert next(counter) == 1  # the first time says how long a call takes
+    measure()
+    assert next(counter) > 4
+
+
+def test_peak_memory_counts_what_exists_at_once():
+    def function():
+        first = torch.empty(1000, dtype=torch.float32)
+        second = torch.empty(500, dtype=torch.float32)
+        del first, second
+        torch.empty(800, dtype=torch.float64)
+
+    assert timing.peak_bytes(function) == 6400
+    assert timing.peak_bytes(lambda: torch.empty(250, dtype=torch.float32)) == 1000
+    assert timing.peak_bytes(lambda: None) == 0

@@ -6,26 +6,11 @@ from fractions import Fraction
 
 import pytest
 import torch
+from scheduler_inputs import ORDERS, REFERENCE_MASK_RATE, SCHEDULES
+from seeded import generator, generators
 
 from hf_vqdit.schedulers import MaskedDiffusionScheduler, scheduling_masked_diffusion
 from hf_vqdit.schedulers.scheduling_masked_diffusion import _gumbel, _invert_cdf
-
-SCHEDULES = ("cosine", "linear", "arccos")
-ORDERS = ("ancestral", "confidence", "random", "halton")
-REFERENCE_MASK_RATE = {
-    "linear": lambda t: t,
-    "cosine": lambda t: math.sin(math.pi * t / 2),
-    "arccos": lambda t: 2 / math.pi * math.acos(1 - t),
-}
-
-
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def generator(seed=0):
-    return generators(seed)[0]
-
 
 # Corruption
 
@@ -403,7 +388,7 @@ def test_half_precision_logits_and_plain_tuples_are_welcome():
 
 @pytest.mark.parametrize(
     "config",
-    ({"mask_schedule": "square"}, {"order": "left"}, {"temperature": -1.0}, {"choice_temperature": math.nan}),
+    ({"mask_schedule": "cubic"}, {"order": "left"}, {"temperature": -1.0}, {"choice_temperature": math.nan}),
 )
 def test_an_unknown_setting_is_an_error_that_names_it(config):
     (name, value) = next(iter(config.items()))

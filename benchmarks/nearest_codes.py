@@ -10,6 +10,7 @@ vector-quantize-pytorch in evaluation, where it computes no loss. Vectors and co
 benchmark ends with an error if they do not.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -21,7 +22,7 @@ from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE, VectorQuantizer
 
 try:
     from vector_quantize_pytorch import VectorQuantize
-except ImportError:  # pip install '.[benchmarks]'
+except ImportError:
     VectorQuantize = None
 
 SIZES = (  # N, V, D
@@ -37,6 +38,8 @@ QUICK_SIZES = ((64, 40, 4),)
 
 def measure(quick: bool = False) -> list[Row]:
     """Rows for each size."""
+    if VectorQuantize is None:
+        warnings.warn("Without the rows of vector-quantize-pytorch: pip install '.[benchmarks]'", stacklevel=2)
     found = []
     for num_vectors, num_codes, dim in QUICK_SIZES if quick else SIZES:
         generator = torch.Generator().manual_seed(0)

@@ -147,7 +147,7 @@ def amused_loop(size: Size, num_steps: int) -> Callable[[], LoopSeconds]:
 
 
 def make_pipeline(size: Size, pipeline_class: type[VQDiTPipeline] = VQDiTPipeline) -> VQDiTPipeline:
-    """An untrained pipeline with the schedulers of the quickstart."""
+    """An untrained pipeline that draws pictures by confidence and captions in random order."""
     captions = [describe(scene, 0) for scene in all_scenes(1)]
     tokenizer = train_caption_tokenizer(captions, vocab_size=384, model_max_length=size.text_length)
     vqvae = MultimodalVQVAE(

@@ -11,7 +11,6 @@ import torch
 
 from benchmarks import data_stream, nearest_codes, timing
 from benchmarks.__main__ import BENCHMARKS, main
-from hf_vqdit.data import PairDataset
 
 FOLDER = Path(timing.__file__).parent
 
@@ -36,6 +35,7 @@ FIGURES = {
     },
     "data_stream": {
         "datasets, with_transform": {"time of a pair"},
+        "datasets, streaming": {"time of a pair"},
         'datasets, with_format("torch")': {"time of a pair"},
     },
 }
@@ -88,13 +88,25 @@ def test_a_wrong_code_ends_the_benchmark():
         nearest_codes.check_nearest(torch.tensor([0, 1, 2, 0]), vectors, codebook)
 
 
-def test_both_data_streams_hold_the_same_pairs(tmp_path):
+def test_peers_read_the_same_pairs(tmp_path):
     size = data_stream.QUICK_SIZE
-    pairs, tokenizer = data_stream.make_pairs(size, tmp_path / "pictures", tmp_path / "cache")
-    own, peer = PairDataset(pairs, tokenizer, size.resolution), data_stream.with_transform(size, pairs, tokenizer)
-    for index in range(len(pairs)):
-        torch.testing.assert_close(own[(0, index)]["pixel_values"], peer[index]["pixel_values"])
-        torch.testing.assert_close(own[(0, index)]["input_ids"], peer[index]["input_ids"])
+    splits, tokenizer = data_stream.make_pairs(size, tmp_path / "pictures", tmp_path / "cache")
+    data_stream.write_shards(splits, tmp_path / "shards")
+    num_batches = len(splits["train"]) // size.batch_size
+    streams = data_stream.picture_streams(size, splits["train"], tokenizer, num_workers=0)
+    streamed = data_stream.shard_streams(size, tmp_path / "shards", tokenizer, num_workers=0)
+    epochs = []
+    for stream in [*streams.values(), *streamed.values()]:
+        batches = [*itertools.islice(stream(), num_batches)]
+        rows = {
+            tuple(ids.tolist()): pixels
+            for batch in batches
+            for ids, pixels in zip(batch["input_ids"], batch["pixel_values"], strict=True)
+        }
+        epochs.append(dict(sorted(rows.items())))
+    assert len(epochs[0]) == len(splits["train"])
+    for epoch in epochs[1:]:
+        torch.testing.assert_close(epoch, epochs[0])
 
 
 # How they measure

@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(BENCHMARKS)}; all by default")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and two rounds, to see that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes, two rounds, nothing compiled: to see that it runs"
+    )
     parser.add_argument("--output", type=Path, help="a Markdown file")
     args = parser.parse_args(argv)
     unknown = set(args.names) - set(BENCHMARKS)

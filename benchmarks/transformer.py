@@ -73,21 +73,24 @@ class Network(NamedTuple):
 
 def measure(quick: bool = False) -> list[Row]:
     """Rows for each size, forward and training."""
-    num_rounds, backend = (QUICK_NUM_ROUNDS, "eager") if quick else (NUM_ROUNDS, "inductor")
+    num_rounds = QUICK_NUM_ROUNDS if quick else NUM_ROUNDS
     found = []
     for size in QUICK_SIZES if quick else SIZES:
         networks = {OURS: make_vqdit(size), DIT: make_dit(size), UVIT: make_uvit(size)}
-        fused = {
-            OURS: networks[OURS].changed(lambda model: model.fuse_qkv_projections()),
-            "hf_vqdit, projections apart": networks[OURS],
+        variants = {
+            "fused": {
+                OURS: networks[OURS].changed(lambda model: model.fuse_qkv_projections()),
+                "hf_vqdit, projections apart": networks[OURS],
+            }
         }
-        compiled = {name: networks[name].changed(lambda model: compile_blocks(model, backend)) for name in (OURS, DIT)}
-        compiled["hf_vqdit, not compiled"] = networks[OURS]
+        if not quick:  # compilation takes longer than all the rest
+            compiled = {name: networks[name].changed(compile_blocks) for name in (OURS, DIT)}
+            variants["compiled"] = compiled | {"hf_vqdit, not compiled": networks[OURS]}
         for kind in ("forward", "training"):
             case = f"{kind}, {size}"
             found += compare_networks(case, kind, networks, num_rounds)
-            for suffix, variants in (("fused", fused), ("compiled", compiled)):
-                seconds = seconds_of_passes(kind, variants, num_rounds)
+            for suffix, changed in variants.items():
+                seconds = seconds_of_passes(kind, changed, num_rounds)
                 found += ratios(f"{case}, {suffix}", "time a token", seconds)
     return found
 
@@ -119,10 +122,10 @@ def num_flops(run: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def compile_blocks(model: ModelMixin, backend: str) -> None:
+def compile_blocks(model: ModelMixin) -> None:
     """`ModelMixin.compile_repeated_blocks`, also for a model that does not name its blocks."""
     for block in model.transformer_blocks:
-        block.compile(backend=backend)
+        block.compile()
 
 
 # The networks

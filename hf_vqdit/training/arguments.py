@@ -22,9 +22,10 @@ from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionSched
 from hf_vqdit.training.adversarial import AdversarialTrainer
 from hf_vqdit.training.codebook import CodebookTrainer
 from hf_vqdit.training.distillation import DistillationConfig
-from hf_vqdit.training.losses import TOKENIZER_LOSS_WEIGHTS
+from hf_vqdit.training.losses import TOKENIZER_LOSS_WEIGHTS, check_loss_weights
 from hf_vqdit.training.masked import MaskedLossConfig
 from hf_vqdit.training.times import TimeMixture
+from hf_vqdit.training.tokenizer_check import TOKENIZER_FLOORS
 
 CONFIG_FORMAT_VERSION = 1  # of the YAML files; a change that would misread older files raises it
 SECTIONS = ("common", "inspect", "vqvae", "dit", "codes", "evaluate")
@@ -187,6 +188,26 @@ class HubArguments:
 
 
 @dataclass(kw_only=True)
+class TrainedTokenizerArguments:
+    """The tokenizer whose codes are worked with, and what is asked of it."""
+
+    vqvae_model_name_or_path: str | None = field(
+        default=None, metadata=_help("The tokenizer: a folder or repository with `vqvae` and `tokenizer` inside.")
+    )
+    tokenizer_floors: Keywords = field(
+        default_factory=Keywords,
+        metadata=_help(
+            "The least that is asked of the tokenizer on held-out pairs before work starts, as JSON, laid over "
+            f"{TOKENIZER_FLOORS}; 0 asks for nothing."
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        self.tokenizer_floors.check("tokenizer_floors", TOKENIZER_FLOORS)
+        self.tokenizer_floors = Keywords(TOKENIZER_FLOORS | self.tokenizer_floors)
+
+
+@dataclass(kw_only=True)
 class TrainVQVAEArguments(HubArguments, LoopArguments, OptimizationArguments, DataArguments):
     """Settings of `training_scripts/train_vqvae.py`."""
 
@@ -248,32 +269,14 @@ class TrainVQVAEArguments(HubArguments, LoopArguments, OptimizationArguments, Da
         self.discriminator_kwargs.check("discriminator_kwargs", AdversarialTrainer)
         self.loss_weights.check("loss_weights", TOKENIZER_LOSS_WEIGHTS)
         self.loss_weights = Keywords(TOKENIZER_LOSS_WEIGHTS | self.loss_weights)
-        self._check_losses()
+        check_loss_weights(
+            self.loss_weights, self.modalities, self.perceptual_model_name_or_path, self.discriminator_kwargs
+        )
         if self.vq_model_name_or_path is not None:
             if self.pretrained_model_name_or_path is not None or "image" not in self.modalities:
                 raise ValueError(
                     f"`vq_model_name_or_path` is {self.vq_model_name_or_path!r}, the image codec of a new tokenizer: "
                     "leave `pretrained_model_name_or_path` out, and image among `train_modalities`."
-                )
-
-    def _check_losses(self) -> None:
-        """A term and what it needs go together: neither is silently left out."""
-        weights = self.loss_weights
-        if (weights["image_perceptual"] > 0) != (self.perceptual_model_name_or_path is not None):
-            raise ValueError(
-                f"`loss_weights` has image_perceptual {weights['image_perceptual']} and "
-                f"`perceptual_model_name_or_path` is {self.perceptual_model_name_or_path!r}: give both or neither. No "
-                "network is fetched unasked."
-            )
-        if self.discriminator_kwargs and weights["image_adversarial"] <= 0:
-            raise ValueError("`discriminator_kwargs` have no effect without a `loss_weights` of image_adversarial.")
-        needed = {"image_perceptual": {"image"}, "image_adversarial": {"image"}, "text_crf": {"text"}}
-        needed["alignment"] = {"image", "text"}
-        for name, modalities in needed.items():
-            if weights[name] > 0 and not modalities <= self.modalities:
-                raise ValueError(
-                    f"`loss_weights` has {name} {weights[name]}, which needs {sorted(modalities)}; `train_modalities` "
-                    f"is {self.train_modalities!r}."
                 )
 
     @property
@@ -283,12 +286,9 @@ class TrainVQVAEArguments(HubArguments, LoopArguments, OptimizationArguments, Da
 
 
 @dataclass(kw_only=True)
-class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, DataArguments):
+class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, TrainedTokenizerArguments, DataArguments):
     """Settings of `training_scripts/train_dit.py`."""
 
-    vqvae_model_name_or_path: str | None = field(
-        default=None, metadata=_help("The tokenizer: a folder or repository with `vqvae` and `tokenizer` inside.")
-    )
     pretrained_model_name_or_path: str | None = field(
         default=None, metadata=_help("Fine-tune this pipeline; its tokenizer is used too.")
     )
@@ -340,6 +340,7 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.model_init_kwargs.check("model_init_kwargs", VQDiTModel)
         self.scheduler_kwargs.check("scheduler_kwargs", MaskedDiffusionScheduler)
         self.text_scheduler_kwargs.check("text_scheduler_kwargs", MaskedDiffusionScheduler)
@@ -380,16 +381,18 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
 
 
 @dataclass(kw_only=True)
-class EncodeCodesArguments(DataArguments):
+class EncodeCodesArguments(TrainedTokenizerArguments, DataArguments):
     """Settings of `training_scripts/encode_codes.py`."""
 
-    vqvae_model_name_or_path: str = field(
-        metadata=_help("The tokenizer: a folder or repository with `vqvae` and `tokenizer` inside.")
-    )
     output_dir: str = field(metadata=_help("Where the codes go."))
     train_batch_size: int = field(default=256, metadata=_help("Pairs encoded at a time."))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vqvae_model_name_or_path is None:
+            raise ValueError(
+                "Which tokenizer? Give `vqvae_model_name_or_path`, what train_vqvae.py left in its `output_dir`."
+            )
         if self.streaming:
             raise ValueError(
                 "`streaming` is for pairs that are encoded on the fly: codes are written once, of a data set that has "

@@ -2,6 +2,7 @@
 """The loss of the tokenizer: named terms, one number for each row, and their weighted sum."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,13 @@ TOKENIZER_LOSS_WEIGHTS = {
 }
 # What the adversarial term is weighed against.
 RECONSTRUCTION_TERMS = ("image_l1", "image_l2", "image_perceptual")
+# The modalities without which a term cannot be, of those that are off by default.
+TERM_MODALITIES = {
+    "image_perceptual": {"image"},
+    "image_adversarial": {"image"},
+    "text_crf": {"text"},
+    "alignment": {"image", "text"},
+}
 ALIGNMENT_TEMPERATURE = 0.07  # where CLIP starts (Radford 2021)
 
 
@@ -128,6 +136,38 @@ def weighted_mean(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float
         `torch.FloatTensor`: A scalar.
     """
     return sum(weights[name] * term for name, term in terms.items()).mean()
+
+
+def check_loss_weights(
+    weights: Mapping[str, float],
+    modalities: set[str],
+    perceptual_model: str | None,
+    discriminator_kwargs: Mapping[str, Any],
+) -> None:
+    """Sees to it that a term and what it needs go together: neither is silently left out.
+
+    Args:
+        weights (`Mapping[str, float]`): The weights of all terms.
+        modalities (`set[str]`): Those that are trained, `"image"` and `"text"`.
+        perceptual_model (`str`, *optional*): The network named to compare pictures by.
+        discriminator_kwargs (`Mapping[str, Any]`): Settings of the discriminator.
+
+    Raises:
+        ValueError: If one is given without the other, or a modality of a term is not trained.
+    """
+    if (weights["image_perceptual"] > 0) != (perceptual_model is not None):
+        raise ValueError(
+            f"`loss_weights` has image_perceptual {weights['image_perceptual']} and `perceptual_model_name_or_path` is "
+            f"{perceptual_model!r}: give both or neither. No network is fetched unasked."
+        )
+    if discriminator_kwargs and weights["image_adversarial"] <= 0:
+        raise ValueError("`discriminator_kwargs` have no effect without a `loss_weights` of image_adversarial.")
+    for name, needed in TERM_MODALITIES.items():
+        if weights[name] > 0 and not needed <= modalities:
+            raise ValueError(
+                f"`loss_weights` has {name} {weights[name]}, which needs {sorted(needed)}; `train_modalities` are "
+                f"{sorted(modalities)}."
+            )
 
 
 def ramp(step: int, start_step: int, num_steps: int) -> float:

@@ -157,8 +157,8 @@ def check_loss_weights(
     """
     if (weights["image_perceptual"] > 0) != (perceptual_model is not None):
         raise ValueError(
-            f"`loss_weights` has image_perceptual {weights['image_perceptual']} and `perceptual_model_name_or_path` is "
-            f"{perceptual_model!r}: give both or neither. No network is fetched unasked."
+            f"`loss_weights` has image_perceptual {weights['image_perceptual']} and `perceptual_model_name_or_path` "
+            f"is {perceptual_model!r}: give both or neither. No network is fetched unasked."
         )
     if discriminator_kwargs and weights["image_adversarial"] <= 0:
         raise ValueError("`discriminator_kwargs` have no effect without a `loss_weights` of image_adversarial.")

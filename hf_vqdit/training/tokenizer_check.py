@@ -37,7 +37,8 @@ def check_tokenizer(
     Args:
         vqvae (`MultimodalVQVAE`): The tokenizer, in evaluation mode.
         held_out (`PairDataset`): Held-out pairs; up to 256 of them are read, evenly spread.
-        floors (`Mapping[str, float]`, defaults to `TOKENIZER_FLOORS`): The least of each figure; 0 asks for nothing.
+        floors (`Mapping[str, float]`, *optional*): The least of each figure, by default `TOKENIZER_FLOORS`; 0 asks for
+            nothing.
 
     Returns:
         `dict[str, float]`: As of [`~hf_vqdit.evaluation.metrics.tokenizer_figures`].

@@ -73,7 +73,7 @@ def quantizations(vectors: torch.Tensor, codebook: torch.Tensor) -> dict[str, Ca
     of_diffusers.embedding.weight.copy_(codebook)
     grid = vectors.T[None, :, None]  # (1, D, 1, N)
     functions = {
-        OURS: lambda: MultimodalVQVAE._quantize(quantizer, vectors, True)[1],
+        OURS: lambda: MultimodalVQVAE._quantize(quantizer, vectors, True, "straight_through")[1],
         "diffusers VectorQuantizer": lambda: of_diffusers(grid)[2][2],
     }
     if VectorQuantize is not None:

@@ -41,7 +41,7 @@ def test_every_part_changes_what_it_says_and_keeps_the_steps(config):
 
 
 def test_figures_are_measured_once_and_make_a_table(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("NUM_JUDGE_STEPS", 1)
+    monkeypatch.setattr(tokenizer_table, "NUM_JUDGE_STEPS", 1)
     flags = ["--output_dir", str(tmp_path / "runs"), "--datasets", str(config), "--seeds", "3"]
     flags += ["--max_train_steps", "4", "--mixed_precision", "no", "--parts", "base", "alignment"]
     flags += ["--table", str(tmp_path / "table.md")]

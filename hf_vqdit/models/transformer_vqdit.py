@@ -1,11 +1,15 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """The Diffusion Transformer over the codes of a text and of an image: one sequence, one time for each modality."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from diffusers import SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
@@ -38,6 +42,11 @@ class VQDiTOutput(BaseOutput):
     text_logits: torch.FloatTensor | None = None
 
 
+def mask_rate(codes: torch.LongTensor, mask_token_id: int) -> torch.FloatTensor:
+    """What the transformer is told of a modality: each row's fraction of MASK among all its codes, `(B,)`."""
+    return (codes == mask_token_id).flatten(1).float().mean(dim=1)
+
+
 def modulate(hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """RMSNorm, scaled and shifted, in the dtype of the modulation, in which the next layer computes."""
     normed = F.rms_norm(hidden_states, hidden_states.shape[-1:], eps=1e-6).to(shift.dtype)
@@ -63,7 +72,7 @@ class VQDiTAttnProcessor:
     _attention_backend = None
     _parallel_config = None
 
-    def __call__(self, attn: "VQDiTAttention", hidden_states: torch.Tensor, rotary_emb: torch.Tensor) -> torch.Tensor:
+    def __call__(self, attn: VQDiTAttention, hidden_states: torch.Tensor, rotary_emb: torch.Tensor) -> torch.Tensor:
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
@@ -147,6 +156,90 @@ except ImportError:
     pass
 else:
     TransformerBlockRegistry.register(VQDiTBlock, TransformerBlockMetadata(return_hidden_states_index=0))
+
+
+class MaskedRun:
+    """
+    One modality in one call of a sampler: its codes, which of them are given, and the steps that generate the others.
+
+    `codes` `(B, ...)` hold MASK where nothing is known yet; they are the `state` that the transformer looks at. The
+    steps are indices of the scheduler's `timesteps`.
+    """
+
+    def __init__(
+        self,
+        scheduler: SchedulerMixin,
+        codes: torch.LongTensor,
+        given: torch.BoolTensor,
+        mask_id: int,
+        forbidden: torch.BoolTensor | None = None,
+    ):
+        self.scheduler, self.source, self.given, self.mask_id = scheduler, codes, given, mask_id
+        self.forbidden = forbidden
+        self.codes = codes.masked_fill(~given, mask_id)
+        self.prediction: torch.LongTensor | None = None  # (B, ...), of all codes
+        self.timesteps, self.steps = (), range(0)
+
+    @property
+    def state(self) -> torch.LongTensor:
+        """What the transformer looks at."""
+        return self.codes
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything is known that could guide the other modality."""
+        return bool((self.codes != self.mask_id).any())
+
+    @property
+    def times(self) -> Sequence[float]:
+        """The time in [0, 1] at which each of the scheduler's steps begins."""
+        return self.timesteps
+
+    def begin(
+        self,
+        num_inference_steps: int,
+        strength: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> None:
+        """
+        Choose the steps, the last `strength` of them, and noise what is not given for the first: all, by default.
+        """
+        self.scheduler.set_timesteps(num_inference_steps, device=self.codes.device)
+        self.timesteps = self.scheduler.timesteps
+        # The small term keeps products that are whole in exact arithmetic (0.29 * 100) from falling one short.
+        num_steps = num_inference_steps if strength is None else int(strength * num_inference_steps + 1e-9)
+        self.steps = range(num_inference_steps - num_steps, num_inference_steps)
+        if num_steps == 0:
+            self.codes = self.source
+        elif num_steps < num_inference_steps:  # else nothing is drawn: this is plain generation, bit for bit
+            time = self.timesteps[self.steps.start].expand(len(self.codes))
+            self.codes = self.scheduler.add_noise(
+                self.source, time, mask_token_id=self.mask_id, frozen_mask=self.given, generator=generator
+            )
+
+    def advance(
+        self, step: int | None, logits: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None
+    ) -> None:
+        """Draw codes from what was predicted, or only look at it where this modality takes no step."""
+        if self.forbidden is not None:  # only now: guidance needs raw logits, -inf minus -inf is NaN
+            logits = logits.masked_fill(self.forbidden, -torch.inf)
+        if step is not None:
+            self.codes, self.prediction = self.scheduler.step(
+                logits,
+                self.timesteps[step],
+                self.codes,
+                frozen_mask=self.given,
+                generator=generator,
+                return_dict=False,
+            )
+        elif self.prediction is None:  # what an interrupted call shows of a modality that had not begun
+            self.prediction = logits.argmax(dim=-1)
+
+    def result(self) -> torch.LongTensor:
+        """The codes `(B, ...)`; only an interrupted call has some left to fill in from the last prediction."""
+        if self.prediction is None:
+            return self.codes
+        return torch.where(self.codes == self.mask_id, self.prediction, self.codes)
 
 
 class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterMixin):
@@ -294,6 +387,71 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
     def text_mask_id(self) -> int:
         """Id of a hidden text code: V_y + 1, the number of classes of `text_logits`."""
         return self.config.text_codebook_size + 1
+
+    # Sampling
+
+    def inputs(self, modality: str, state: torch.LongTensor) -> dict[str, torch.Tensor]:
+        """
+        The arguments of `forward` that say all of one modality: its codes, and their mask rate as its time.
+
+        Args:
+            modality (`str`):
+                `"image"` or `"text"`.
+            state (`torch.LongTensor` of shape `(B, ...)`):
+                Its codes with MASK in them.
+
+        Returns:
+            `dict[str, torch.Tensor]`
+        """
+        return {f"{modality}_codes": state, f"{modality}_timestep": mask_rate(state, self._mask_id(modality))}
+
+    def unknown(self, modality: str, state: torch.LongTensor) -> torch.LongTensor:
+        """
+        The state of a modality of which nothing is known.
+
+        Args:
+            modality (`str`):
+                `"image"` or `"text"`.
+            state (`torch.LongTensor` of shape `(B, ...)`):
+                Another state of it.
+
+        Returns:
+            `torch.LongTensor` of the same shape: MASK throughout.
+        """
+        return torch.full_like(state, self._mask_id(modality))
+
+    def make_run(
+        self,
+        modality: str,
+        scheduler: SchedulerMixin,
+        codes: torch.LongTensor,
+        given: torch.BoolTensor,
+        forbidden: torch.BoolTensor | None = None,
+    ) -> MaskedRun:
+        """
+        One modality in one call of a sampler.
+
+        Args:
+            modality (`str`):
+                `"image"` or `"text"`.
+            scheduler (`MaskedDiffusionScheduler`):
+                Draws its codes.
+            codes (`torch.LongTensor` of shape `(B, ...)`):
+                Its codes.
+            given (`torch.BoolTensor` of shape `(B, ...)`):
+                True where they are given.
+            forbidden (`torch.BoolTensor`, *optional*):
+                True for classes that may not be drawn, broadcast over the logits.
+
+        Returns:
+            [`MaskedRun`]
+        """
+        return MaskedRun(scheduler, codes, given, self._mask_id(modality), forbidden)
+
+    def _mask_id(self, modality: str) -> int:
+        return self.image_mask_id if modality == "image" else self.text_mask_id
+
+    # Network
 
     def forward(
         self,

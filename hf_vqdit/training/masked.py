@@ -10,6 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 
+from hf_vqdit.models.transformer_vqdit import mask_rate
 from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 from .times import TimeTable
@@ -135,11 +136,6 @@ class CodeLosses(NamedTuple):
 
     losses: torch.FloatTensor  # (B, ...), not yet weighted
     nats: torch.FloatTensor  # (B, ...), what is logged of them, detached
-
-
-def mask_rate(codes: torch.LongTensor, mask_token_id: int) -> torch.FloatTensor:
-    """What the transformer is told of a modality: each row's fraction of MASK among all its codes, `(B,)`."""
-    return (codes == mask_token_id).flatten(1).float().mean(dim=1)
 
 
 def masked_objective(

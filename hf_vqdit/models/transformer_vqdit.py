@@ -24,11 +24,14 @@ from diffusers.models.embeddings import (
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 
+PROCESSES = ("masked", "gaussian")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
+
 
 @dataclass
 class VQDiTOutput(BaseOutput):
     """
-    Output of [`VQDiTModel`].
+    Output of [`VQDiTModel`] where `process="masked"`.
 
     Args:
         image_logits (`torch.FloatTensor` of shape `(B, h, w, V_x)`):
@@ -40,6 +43,22 @@ class VQDiTOutput(BaseOutput):
     # Defaults, because accelerate rebuilds outputs from a dictionary when it casts them to float32.
     image_logits: torch.FloatTensor | None = None
     text_logits: torch.FloatTensor | None = None
+
+
+@dataclass
+class VQDiTGaussianOutput(BaseOutput):
+    """
+    Output of [`VQDiTModel`] where `process="gaussian"`.
+
+    Args:
+        image_sample (`torch.FloatTensor` of shape `(B, C, h, w)`, or `(B, 2 C, h, w)` with `learn_sigma`):
+            What `prediction_type` says, always float32; the second half is the variance, as in DiT.
+        text_sample (`torch.FloatTensor` of shape `(B, C, S/r, G)`, or `(B, 2 C, S/r, G)` with `learn_sigma`):
+            The same for text.
+    """
+
+    image_sample: torch.FloatTensor | None = None
+    text_sample: torch.FloatTensor | None = None
 
 
 def mask_rate(codes: torch.LongTensor, mask_token_id: int) -> torch.FloatTensor:
@@ -247,8 +266,12 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
     A Diffusion Transformer (Peebles & Xie 2023) over one sequence of text codes and image codes, with one time for
     each modality (UniDiffuser, Bao 2023), so that one network holds p(x|y), p(y|x), p(x, y), p(x) and p(y).
 
-    The process is absorbing-state ("masked") diffusion: a hidden code is MASK, and the network predicts the clean
-    codes from those that are left. It is told each modality's *mask rate*, never a schedule's time.
+    Two processes share the backbone. In absorbing-state ("masked") diffusion a hidden code is MASK, and the network
+    predicts the clean codes from those that are left. It is told each modality's *mask rate*, never a schedule's time.
+    In `"gaussian"` diffusion the vectors of the codes are noised, x_t = alpha_t x_0 + sigma_t eps, and the network
+    predicts eps, v, x_0 or the flow. With `learn_sigma` it is the density N(mu_theta, Sigma_theta) of Nichol &
+    Dhariwal 2021: the log-variance lies between log beta_t and that of the posterior (eq. 15). The vectors have mean 0
+    and variance 1 in each channel, and a fixed `text_pad_vector` stands for PAD.
 
     Args:
         image_codebook_size (`int`, defaults to 1024):
@@ -281,7 +304,18 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         dropout (`float`, defaults to 0.0):
             Dropout after the attention's output projection and inside the MLP.
         process (`str`, defaults to `"masked"`):
-            The diffusion process. Only `"masked"` is supported.
+            The diffusion process, `"masked"` or `"gaussian"`. What follows matters to the latter alone.
+        image_code_dim (`int`, defaults to 8):
+            Channels C of the vector of an image code.
+        text_code_dim (`int`, defaults to 8):
+            Channels C of the vector of a text code.
+        prediction_type (`str`, defaults to `"v_prediction"`):
+            `"epsilon"`, `"v_prediction"` (alpha eps - sigma x_0: Salimans & Ho 2022), `"sample"` (x_0), or
+            `"flow_prediction"` (eps - x_0, where x_t = (1 - t) x_0 + t eps: Lipman 2023). The names are those of the
+            schedulers of diffusers.
+        learn_sigma (`bool`, defaults to `False`):
+            Whether the variance is predicted too: twice the channels come out. Not with a flow, whose steps have no
+            variance.
     """
 
     _supports_gradient_checkpointing = True
@@ -308,10 +342,21 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         rope_theta: float = 10000.0,
         dropout: float = 0.0,
         process: str = "masked",
+        image_code_dim: int = 8,
+        text_code_dim: int = 8,
+        prediction_type: str = "v_prediction",
+        learn_sigma: bool = False,
     ):
         super().__init__()
-        if process != "masked":
-            raise ValueError(f'`process` must be "masked", the only one supported, but is {process!r}.')
+        if process not in PROCESSES:
+            raise ValueError(f"`process` must be one of {PROCESSES}, but is {process!r}.")
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, but is {prediction_type!r}.")
+        if learn_sigma and (process != "gaussian" or prediction_type == "flow_prediction"):
+            raise ValueError(
+                '`learn_sigma` needs `process="gaussian"` and a `prediction_type` other than "flow_prediction", whose '
+                f"steps have no variance, but they are {process!r} and {prediction_type!r}."
+            )
         if hidden_size % (2 * num_attention_heads) != 0 or hidden_size < 4 * num_attention_heads:
             raise ValueError(
                 "`hidden_size` / `num_attention_heads` must be an even head dimension of at least 4, so that rows and "
@@ -329,14 +374,20 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
                 f"{head_dim}, but is {axes_dims_rope}. The default is {default_axes_dims_rope(head_dim)}."
             )
 
-        # Codes to tokens. The tables hold MASK, and the text's PAD, besides the codes.
-        self.image_embed = nn.Embedding(image_codebook_size + 1, hidden_size)
-        self.image_proj_in = nn.Linear(patch_size**2 * hidden_size, hidden_size)
-        self.text_embed = nn.Embedding(text_codebook_size + 2, hidden_size)
-        self.text_proj_in = nn.Linear(text_num_groups * hidden_size, hidden_size)
+        # Codes to tokens. The tables hold MASK, and the text's PAD, besides the codes. Vectors need no tables.
+        image_dim, text_dim = hidden_size, hidden_size
+        if process == "masked":
+            self.image_embed = nn.Embedding(image_codebook_size + 1, hidden_size)
+            self.text_embed = nn.Embedding(text_codebook_size + 2, hidden_size)
+        else:
+            image_dim, text_dim = image_code_dim, text_code_dim
+            # Beyond the vectors of codes, whose entries are about 1; a parameter, as weight averages keep no buffers.
+            self.text_pad_vector = nn.Parameter(torch.full((text_code_dim,), 2.0), requires_grad=False)
+        self.image_proj_in = nn.Linear(patch_size**2 * image_dim, hidden_size)
+        self.text_proj_in = nn.Linear(text_num_groups * text_dim, hidden_size)
         self.modality_embed = nn.Parameter(torch.empty(2, hidden_size))  # text, image
 
-        # Mask rates to modulation: the rows (text, given), (text, unknown), (image, given), (image, unknown).
+        # Times to modulation: the rows (text, given), (text, unknown), (image, given), (image, unknown).
         self.time_embed = TimestepEmbedding(in_channels=256, time_embed_dim=hidden_size)
         self.given_embed = nn.Parameter(torch.empty(4, hidden_size))
         self.modulation_proj = nn.Linear(hidden_size, 6 * hidden_size)
@@ -347,9 +398,12 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
             [VQDiTBlock(hidden_size, num_attention_heads, mlp_hidden_size, dropout) for _ in range(num_layers)]
         )
 
-        # Tokens to logits of clean codes.
-        self.image_proj_out = nn.Linear(hidden_size, patch_size**2 * image_codebook_size)
-        self.text_proj_out = nn.Linear(hidden_size, text_num_groups * (text_codebook_size + 1))
+        # Tokens to logits of clean codes, or to vectors and their variances.
+        image_dim, text_dim = image_codebook_size, text_codebook_size + 1
+        if process == "gaussian":
+            image_dim, text_dim = (dim * (1 + learn_sigma) for dim in (image_code_dim, text_code_dim))
+        self.image_proj_out = nn.Linear(hidden_size, patch_size**2 * image_dim)
+        self.text_proj_out = nn.Linear(hidden_size, text_num_groups * text_dim)
 
         self.gradient_checkpointing = False
         self._initialize_weights()
@@ -455,42 +509,66 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
 
     def forward(
         self,
-        image_codes: torch.LongTensor,
-        text_codes: torch.LongTensor,
-        image_timestep: torch.FloatTensor,
-        text_timestep: torch.FloatTensor,
+        image_codes: torch.LongTensor | None = None,
+        text_codes: torch.LongTensor | None = None,
+        image_timestep: torch.FloatTensor | None = None,
+        text_timestep: torch.FloatTensor | None = None,
+        *,
+        image_latents: torch.FloatTensor | None = None,
+        text_latents: torch.FloatTensor | None = None,
+        image_given_mask: torch.BoolTensor | None = None,
+        text_given_mask: torch.BoolTensor | None = None,
         return_dict: bool = True,
-    ) -> VQDiTOutput | tuple[torch.FloatTensor, torch.FloatTensor]:
+    ) -> VQDiTOutput | VQDiTGaussianOutput | tuple[torch.FloatTensor, torch.FloatTensor]:
         """
-        Predict the clean codes of both modalities.
+        Predict the clean codes of both modalities, or what of their noisy vectors `prediction_type` says.
 
         Args:
-            image_codes (`torch.LongTensor` of shape `(B, h, w)`):
+            image_codes (`torch.LongTensor` of shape `(B, h, w)`, *optional*):
                 Image codes, 0..V_x - 1, or MASK = V_x. `patch_size` divides h and w.
-            text_codes (`torch.LongTensor` of shape `(B, S/r, G)`):
+            text_codes (`torch.LongTensor` of shape `(B, S/r, G)`, *optional*):
                 Text codes, 0..V_y - 1, PAD = V_y, or MASK = V_y + 1.
             image_timestep (`torch.FloatTensor` of shape `(B,)`):
-                Mask rate of the image: the row's fraction of MASK among its codes, 0 (all given) to 1 (all hidden).
+                Time of the image, from 0 (all given) to 1 (nothing known). In masked diffusion it is the mask rate,
+                the row's fraction of MASK among its codes; in a flow t = sigma; else (i + 1) / N at index i of N.
             text_timestep (`torch.FloatTensor` of shape `(B,)`):
-                Mask rate of the text.
+                Time of the text.
+            image_latents (`torch.FloatTensor` of shape `(B, C, h, w)`, *optional*):
+                For the Gaussian process in place of codes: noisy vectors x_t, clean where given, and pure noise at
+                time 1 where nothing is known.
+            text_latents (`torch.FloatTensor` of shape `(B, C, S/r, G)`, *optional*):
+                The same for text. Channels come second, as the schedulers of diffusers want them.
+            image_given_mask (`torch.BoolTensor` of shape `(B, h, w)`, *optional*):
+                True where vectors are given, which counts for whole patches; by default where time is 0.
+            text_given_mask (`torch.BoolTensor` of shape `(B, S/r, G)`, *optional*):
+                The same for text, which counts for whole positions.
             return_dict (`bool`, defaults to `True`):
-                Whether to return a [`VQDiTOutput`] instead of a tuple.
+                Whether to return an output object instead of a tuple.
 
         Returns:
-            [`VQDiTOutput`], or the tuple `(image_logits, text_logits)`.
+            [`VQDiTOutput`], or the tuple `(image_logits, text_logits)`; for the Gaussian process
+            [`VQDiTGaussianOutput`], or the tuple `(image_sample, text_sample)`.
 
         Raises:
-            `ValueError`: a shape does not fit the configuration. The range of the codes is left to the embedding.
+            `ValueError`: a shape does not fit the configuration, or the other process's inputs are given. The range of
+            the codes is left to the embedding.
         """
-        self._check_inputs(image_codes, text_codes, image_timestep, text_timestep)
+        is_masked = self.config.process == "masked"
+        image, text = (image_codes, text_codes) if is_masked else (image_latents, text_latents)
+        self._check_inputs(image, text, image_timestep, text_timestep, image_given_mask, text_given_mask)
 
-        # 1. Codes to tokens, text first
-        text_tokens, text_given = self._embed_text(text_codes)  # (B, S/r, D), (B, S/r)
-        image_tokens, image_given = self._embed_image(image_codes)  # (B, h w / p^2, D), (B, h w / p^2)
+        # 1. Codes or vectors to tokens, text first
+        if is_masked:
+            text_tokens, text_given = self._embed_text(text_codes)  # (B, S/r, D), (B, S/r)
+            image_tokens, image_given = self._embed_image(image_codes)  # (B, h w / p^2, D), (B, h w / p^2)
+        else:
+            text_tokens, text_given = self._project_text(text_latents, text_given_mask, text_timestep)
+            image_tokens, image_given = self._project_image(image_latents, image_given_mask, image_timestep)
+            text, image = text[:, 0], image[:, 0]  # of the shape of codes
         hidden_states = torch.cat([text_tokens, image_tokens], dim=1)  # (B, L, D)
 
         # 2. Rotations and modulation rows
-        rotary_emb = self._rotary_emb(text_codes, image_codes)  # (1, L, K / 2)
+        rotary_emb = self._rotary_emb(text, image)  # (1, L, K / 2)
         modulation, norm_out_modulation = self._modulation(image_timestep, text_timestep)  # (B, 4, 6, D), (B, 4, 2, D)
         modulation_index = self._modulation_index(text_given, image_given)  # (B, L)
 
@@ -506,13 +584,14 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         # 4. Heads
         hidden_states = modulate(hidden_states, *gather_rows(norm_out_modulation, modulation_index))
         text_tokens, image_tokens = hidden_states.split([text_tokens.shape[1], image_tokens.shape[1]], dim=1)
-        image_logits = self._image_logits(image_tokens, image_codes)  # (B, h, w, V_x)
-        text_logits = self.text_proj_out(text_tokens).unflatten(-1, (text_codes.shape[2], -1))  # (B, S/r, G, V_y + 1)
-        image_logits, text_logits = image_logits.float(), text_logits.float()
+        image = self._from_patches(self.image_proj_out(image_tokens), *image.shape[1:]).float()  # (B, h, w, V_x or C)
+        text = self.text_proj_out(text_tokens).unflatten(-1, (text.shape[2], -1)).float()  # (B, S/r, G, V_y + 1 or C)
+        if not is_masked:
+            image, text = image.movedim(-1, 1), text.movedim(-1, 1)
 
         if not return_dict:
-            return image_logits, text_logits
-        return VQDiTOutput(image_logits=image_logits, text_logits=text_logits)
+            return image, text
+        return VQDiTOutput(image, text) if is_masked else VQDiTGaussianOutput(image, text)
 
     def _embed_text(self, text_codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The G codes of a position side by side make one token; it is given when none of them is MASK."""
@@ -521,19 +600,39 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
 
     def _embed_image(self, image_codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The p x p codes of a patch side by side make one token; it is given when none of them is MASK."""
-        p = self.config.patch_size
-        patches = image_codes.unflatten(2, (-1, p)).unflatten(1, (-1, p))  # (B, h/p, p, w/p, p)
-        patches = patches.transpose(2, 3).flatten(3).flatten(1, 2)  # (B, h w / p^2, p^2)
+        patches = self._to_patches(image_codes)  # (B, h w / p^2, p^2)
         tokens = self.image_proj_in(self.image_embed(patches).flatten(2)) + self.modality_embed[1]
         return tokens, (patches != self.image_mask_id).all(dim=-1)
 
-    def _image_logits(self, image_tokens: torch.Tensor, image_codes: torch.Tensor) -> torch.Tensor:
-        """The inverse of the patches of `_embed_image`: each token predicts its p x p codes one by one."""
+    def _project_text(
+        self, text_latents: torch.Tensor, given_mask: torch.Tensor | None, timestep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The G vectors of a position side by side make one token; it is given when all of them are."""
+        vectors = text_latents.movedim(1, -1).flatten(2)  # (B, S/r, G C)
+        tokens = self.text_proj_in(vectors.to(self.text_proj_in.weight.dtype)) + self.modality_embed[0]
+        given = (timestep == 0)[:, None] if given_mask is None else given_mask.all(dim=-1)
+        return tokens, given.expand(tokens.shape[:2])
+
+    def _project_image(
+        self, image_latents: torch.Tensor, given_mask: torch.Tensor | None, timestep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The p x p vectors of a patch side by side make one token; it is given when all of them are."""
+        patches = self._to_patches(image_latents.movedim(1, -1)).flatten(2)  # (B, h w / p^2, p^2 C)
+        tokens = self.image_proj_in(patches.to(self.image_proj_in.weight.dtype)) + self.modality_embed[1]
+        given = (timestep == 0)[:, None] if given_mask is None else self._to_patches(given_mask).all(dim=-1)
+        return tokens, given.expand(tokens.shape[:2])
+
+    def _to_patches(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, h, w, ...) -> (B, h w / p^2, p^2, ...)"""
         p = self.config.patch_size
-        height, width = image_codes.shape[1:]
-        logits = self.image_proj_out(image_tokens)  # (B, h w / p^2, p^2 V_x)
-        logits = logits.unflatten(1, (height // p, width // p)).unflatten(-1, (p, p, -1))  # (B, h/p, w/p, p, p, V_x)
-        return logits.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, h, w, V_x)
+        patches = image.unflatten(2, (-1, p)).unflatten(1, (-1, p))  # (B, h/p, p, w/p, p, ...)
+        return patches.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def _from_patches(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """The inverse: tokens (B, h w / p^2, p^2 V), which predict their p x p codes one by one, to (B, h, w, V)."""
+        p = self.config.patch_size
+        patches = tokens.unflatten(1, (height // p, width // p)).unflatten(-1, (p, p, -1))  # (B, h/p, w/p, p, p, V)
+        return patches.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
     def _rotary_emb(self, text_codes: torch.Tensor, image_codes: torch.Tensor) -> torch.Tensor:
         """
@@ -573,34 +672,58 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
 
     def _check_inputs(
         self,
-        image_codes: torch.Tensor,
-        text_codes: torch.Tensor,
-        image_timestep: torch.Tensor,
-        text_timestep: torch.Tensor,
+        image: torch.Tensor | None,
+        text: torch.Tensor | None,
+        image_timestep: torch.Tensor | None,
+        text_timestep: torch.Tensor | None,
+        image_given_mask: torch.Tensor | None,
+        text_given_mask: torch.Tensor | None,
     ) -> None:
         """Shapes and dtypes only: looking at values would make the device wait."""
-        p, groups = self.config.patch_size, self.config.text_num_groups
-        for name, codes in (("image_codes", image_codes), ("text_codes", text_codes)):
-            if codes.ndim != 3 or codes.dtype != torch.int64:
-                raise ValueError(
-                    f"`{name}` must be an int64 tensor with 3 axes, but has shape {tuple(codes.shape)} and dtype "
-                    f"{codes.dtype}. Image codes are (batch, h, w), text codes (batch, positions, groups)."
-                )
-        if image_codes.shape[1] % p != 0 or image_codes.shape[2] % p != 0:
+        p, groups, process = self.config.patch_size, self.config.text_num_groups, self.config.process
+        kind = "codes" if process == "masked" else "latents"
+        if any(x is None for x in (image, text, image_timestep, text_timestep)):
             raise ValueError(
-                f"`patch_size` {p} must divide the code grid, but `image_codes` has shape {tuple(image_codes.shape)}. "
+                f"A transformer of the process {process!r} needs `image_{kind}`, `text_{kind}`, `image_timestep` and "
+                "`text_timestep`."
+            )
+        for name, x, num_channels in (
+            ("image", image, self.config.image_code_dim),
+            ("text", text, self.config.text_code_dim),
+        ):
+            is_right, wanted = x.ndim == 3 and x.dtype == torch.int64, "an int64 tensor with 3 axes"
+            if process == "gaussian":
+                is_right = x.ndim == 4 and x.shape[1] == num_channels and x.is_floating_point()
+                wanted = (
+                    f"a floating-point tensor with 4 axes, the second of `{name}_code_dim` = {num_channels} channels"
+                )
+            if not is_right:
+                raise ValueError(
+                    f"`{name}_{kind}` must be {wanted}, but has shape {tuple(x.shape)} and dtype {x.dtype}. Image "
+                    "codes are (batch, h, w), text codes (batch, positions, groups)."
+                )
+        if process == "gaussian":
+            image, text = image[:, 0], text[:, 0]  # of the shape of codes
+        if image.shape[1] % p != 0 or image.shape[2] % p != 0:
+            raise ValueError(
+                f"`patch_size` {p} must divide the code grid, but that of `image_{kind}` is {tuple(image.shape[1:])}. "
                 f"Choose a height and width in pixels that the VQ-VAE's downsampling factor times {p} divides."
             )
-        if text_codes.shape[2] != groups:
+        if text.shape[2] != groups:
             raise ValueError(
-                f"`text_codes` must have `text_num_groups` = {groups} codes a position, but has shape "
-                f"{tuple(text_codes.shape)}. Was this model trained with another VQ-VAE?"
+                f"`text_{kind}` must have `text_num_groups` = {groups} codes a position, but has {text.shape[2]}. Was "
+                "this model trained with another VQ-VAE?"
             )
-        batch_shape = image_codes.shape[:1]
-        shapes = [tuple(x.shape) for x in (text_codes[:, 0, 0], image_timestep, text_timestep)]
-        if any(shape != batch_shape for shape in shapes):
+        shapes = [tuple(x.shape) for x in (text[:, 0, 0], image_timestep, text_timestep)]
+        if any(shape != image.shape[:1] for shape in shapes):
             raise ValueError(
-                "`text_codes`, `image_timestep` and `text_timestep` must have the batch size of `image_codes`, "
-                f"{batch_shape[0]}, and the timesteps one axis, but have {len(text_codes)} rows and the shapes "
-                f"{shapes[1]} and {shapes[2]}."
+                f"`text_{kind}`, `image_timestep` and `text_timestep` must have the batch size of `image_{kind}`, "
+                f"{len(image)}, and the timesteps one axis, but have {len(text)} rows and the shapes {shapes[1]} and "
+                f"{shapes[2]}."
             )
+        for name, mask, codes in (("image", image_given_mask, image), ("text", text_given_mask, text)):
+            if mask is not None and (process == "masked" or mask.shape != codes.shape):
+                raise ValueError(
+                    f"`{name}_given_mask` must have the shape of the codes, {tuple(codes.shape)}, and the process "
+                    f"'masked' takes none, since it sees MASK. Got {tuple(mask.shape)} for {process!r}."
+                )

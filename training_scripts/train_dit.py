@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 optimizer.step()
                 optimizer.zero_grad()
             run.gather({"loss": losses.loss[None]})
-            run.gather_sums(losses.nats)
+            run.gather_sums(losses.sums)
         averages = run.averages(step + 1)  # ends the run here if one is NaN
 
         schedule.step()
@@ -233,7 +233,7 @@ def validate(
     with run.averaged_weights(), torch.no_grad():
         times = draw_times(sum(len(batch["row"]) for batch in batches), mixture, step_generator(args.seed, -1))
         objectives = [compute_loss(model, batch, times, step=-1) for batch in batches]
-        sums = {name: sum(objective.nats[name] for objective in objectives) for name in objectives[0].nats}
+        sums = {name: sum(objective.sums[name] for objective in objectives) for name in objectives[0].sums}
         figures = {name: (total / count).item() for name, (total, count) in sums.items() if count}
 
         is_whole = torch.cat([batch["has_image"] & batch["has_text"] for batch in batches])

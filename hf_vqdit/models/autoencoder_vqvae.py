@@ -494,6 +494,31 @@ class MultimodalVQVAE(ModelMixin, ConfigMixin):
                 text_logits = self._decode_text(vectors, is_padding)
         return MultimodalVQVAEDecoderOutput(image, text_logits) if return_dict else (image, text_logits)
 
+    @apply_forward_hook
+    def normalized_codebook(self, modality: str) -> torch.Tensor:
+        """The vectors of all codes of a modality, with mean 0 and variance 1 in each channel over the training data.
+
+        Args:
+            modality (`str`): `"image"` or `"text"`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(V, D)`, float32.
+
+        Raises:
+            ValueError: If the modality has no codebook, or mean and variance were not measured.
+        """
+        quantizer = getattr(self, f"{modality}_quantizer", None)
+        if quantizer is None:
+            raise ValueError(f"This tokenizer has no codebook for the modality {modality!r}, so no vectors of codes.")
+        mean, std = (getattr(self, f"{modality}_latents_{name}").float() for name in ("mean", "std"))
+        if not (std > 0).all():  # NaN = not measured
+            raise ValueError(
+                f"`{modality}_latents_std` of this tokenizer must have been measured, but is {std.tolist()}: "
+                "train_vqvae.py does so at its end, `hf_vqdit.training.latents.measure_latents` for another tokenizer."
+            )
+        codes = torch.arange(quantizer.codebook.shape[0], device=std.device)
+        return (quantizer.lookup(codes) - mean) / std
+
     def forward(
         self,
         image: torch.Tensor | None = None,

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers import SchedulerMixin
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -23,6 +24,7 @@ from diffusers.models.embeddings import (
 )
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
 
 PROCESSES = ("masked", "gaussian")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
@@ -64,6 +66,19 @@ class VQDiTGaussianOutput(BaseOutput):
 def mask_rate(codes: torch.LongTensor, mask_token_id: int) -> torch.FloatTensor:
     """What the transformer is told of a modality: each row's fraction of MASK among all its codes, `(B,)`."""
     return (codes == mask_token_id).flatten(1).float().mean(dim=1)
+
+
+def original_sample(
+    prediction_type: str, prediction: torch.Tensor, x_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
+) -> torch.Tensor:
+    """x_0 of what is predicted at x_t = alpha x_0 + sigma eps; in a flow alpha + sigma = 1, else their squares."""
+    if prediction_type == "epsilon":
+        return (x_t - sigma * prediction) / alpha
+    if prediction_type == "sample":
+        return prediction
+    if prediction_type == "v_prediction":
+        return alpha * x_t - sigma * prediction
+    return x_t - sigma * prediction
 
 
 def modulate(hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -177,12 +192,12 @@ else:
     TransformerBlockRegistry.register(VQDiTBlock, TransformerBlockMetadata(return_hidden_states_index=0))
 
 
-class MaskedRun:
+class ModalityRun:
     """
     One modality in one call of a sampler: its codes, which of them are given, and the steps that generate the others.
 
-    `codes` `(B, ...)` hold MASK where nothing is known yet; they are the `state` that the transformer looks at. The
-    steps are indices of the scheduler's `timesteps`.
+    The steps are indices of the scheduler's `timesteps`; a step of `None` is one of the other modality. What a run
+    looks like in between is its process's: see [`MaskedRun`] and [`GaussianRun`].
     """
 
     def __init__(
@@ -190,29 +205,10 @@ class MaskedRun:
         scheduler: SchedulerMixin,
         codes: torch.LongTensor,
         given: torch.BoolTensor,
-        mask_id: int,
-        forbidden: torch.BoolTensor | None = None,
+        forbidden: torch.BoolTensor | None,
     ):
-        self.scheduler, self.source, self.given, self.mask_id = scheduler, codes, given, mask_id
-        self.forbidden = forbidden
-        self.codes = codes.masked_fill(~given, mask_id)
-        self.prediction: torch.LongTensor | None = None  # (B, ...), of all codes
+        self.scheduler, self.source, self.given, self.forbidden = scheduler, codes, given, forbidden
         self.timesteps, self.steps = (), range(0)
-
-    @property
-    def state(self) -> torch.LongTensor:
-        """What the transformer looks at."""
-        return self.codes
-
-    @property
-    def is_known(self) -> bool:
-        """Whether anything is known that could guide the other modality."""
-        return bool((self.codes != self.mask_id).any())
-
-    @property
-    def times(self) -> Sequence[float]:
-        """The time in [0, 1] at which each of the scheduler's steps begins."""
-        return self.timesteps
 
     def begin(
         self,
@@ -220,17 +216,60 @@ class MaskedRun:
         strength: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> None:
-        """
-        Choose the steps, the last `strength` of them, and noise what is not given for the first: all, by default.
-        """
-        self.scheduler.set_timesteps(num_inference_steps, device=self.codes.device)
+        """Choose the steps, by default all, and noise what is not given for the first of the last `strength`."""
+        self._set_timesteps(num_inference_steps, device=self.source.device)
         self.timesteps = self.scheduler.timesteps
         # The small term keeps products that are whole in exact arithmetic (0.29 * 100) from falling one short.
         num_steps = num_inference_steps if strength is None else int(strength * num_inference_steps + 1e-9)
-        self.steps = range(num_inference_steps - num_steps, num_inference_steps)
-        if num_steps == 0:
-            self.codes = self.source
-        elif num_steps < num_inference_steps:  # else nothing is drawn: this is plain generation, bit for bit
+        first_step = self.scheduler.order * (num_inference_steps - num_steps)
+        self.steps = range(min(first_step, len(self.timesteps)), len(self.timesteps))
+        if self.steps:
+            self._start(generator)
+        else:
+            self.settle(self.source)
+
+    def _set_timesteps(self, num_inference_steps: int, **settings: Any) -> None:
+        self.scheduler.set_timesteps(num_inference_steps, **settings)
+
+
+class MaskedRun(ModalityRun):
+    """A run whose state are its codes, MASK where nothing is known yet."""
+
+    def __init__(self, scheduler, codes, given, forbidden, mask_id: int):
+        super().__init__(scheduler, codes, given, forbidden)
+        self.mask_id = mask_id
+        self.codes = codes.masked_fill(~given, mask_id)
+        self.prediction: torch.LongTensor | None = None  # (B, ...), of all codes
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything is known that could guide the other modality."""
+        return bool((self.codes != self.mask_id).any())
+
+    @property
+    def times(self) -> torch.Tensor:
+        """The time in [0, 1] at which each of the scheduler's steps begins."""
+        return self.timesteps
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a callback may look at, and change by `update`."""
+        return {"codes": self.codes}
+
+    def update(self, codes: torch.LongTensor) -> None:
+        """Take over what a callback has changed."""
+        self.codes = codes
+
+    def state(self, step: int | None) -> torch.LongTensor:
+        """What the transformer looks at before a step."""
+        return self.codes
+
+    def settle(self, codes: torch.LongTensor) -> None:
+        """From here on all codes are known."""
+        self.codes = codes
+
+    def _start(self, generator: torch.Generator | list[torch.Generator] | None) -> None:
+        if self.steps.start > 0:  # else nothing is drawn: this is plain generation, bit for bit
             time = self.timesteps[self.steps.start].expand(len(self.codes))
             self.codes = self.scheduler.add_noise(
                 self.source, time, mask_token_id=self.mask_id, frozen_mask=self.given, generator=generator
@@ -239,26 +278,164 @@ class MaskedRun:
     def advance(
         self, step: int | None, logits: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None
     ) -> None:
-        """Draw codes from what was predicted, or only look at it where this modality takes no step."""
+        """Draw codes from what was predicted."""
         if self.forbidden is not None:  # only now: guidance needs raw logits, -inf minus -inf is NaN
             logits = logits.masked_fill(self.forbidden, -torch.inf)
         if step is not None:
-            self.codes, self.prediction = self.scheduler.step(
-                logits,
-                self.timesteps[step],
-                self.codes,
-                frozen_mask=self.given,
-                generator=generator,
-                return_dict=False,
-            )
+            settings = {"frozen_mask": self.given, "generator": generator, "return_dict": False}
+            self.codes, self.prediction = self.scheduler.step(logits, self.timesteps[step], self.codes, **settings)
         elif self.prediction is None:  # what an interrupted call shows of a modality that had not begun
             self.prediction = logits.argmax(dim=-1)
 
     def result(self) -> torch.LongTensor:
-        """The codes `(B, ...)`; only an interrupted call has some left to fill in from the last prediction."""
+        """The codes; only an interrupted call has some left to fill in from the last prediction."""
         if self.prediction is None:
             return self.codes
         return torch.where(self.codes == self.mask_id, self.prediction, self.codes)
+
+
+class NoisyLatents(NamedTuple):
+    """The state of a [`GaussianRun`]."""
+
+    latents: torch.FloatTensor  # (B, C, ...), as the transformer takes them
+    timestep: torch.FloatTensor  # (B,)
+    given_mask: torch.BoolTensor  # (B, ...)
+    noise: torch.FloatTensor  # (B, C, ...), stands for nothing known
+
+
+class GaussianRun(ModalityRun):
+    """
+    A run whose state are noisy vectors of codes; at the end they become the nearest codes, of `vectors` `(V, C)`.
+
+    It begins with `noise` `(B, C, ...)`, which also stands for the modality where nothing is known of it. Given
+    vectors are fed clean, whole patches of them. In a patch of which a part is given that part has the noise of the
+    others (RePaint, Lugmayr 2022), and is put back at the end.
+    """
+
+    def __init__(self, scheduler, codes, given, forbidden, vectors, noise, patch_size, config: FrozenDict):
+        super().__init__(scheduler, codes, given, forbidden)
+        self.vectors, self.noise, self.config = vectors, noise, config
+        self.is_flow = config.prediction_type == "flow_prediction"
+        self.latents = noise  # in the scheduler's own scale
+        self.has_begun = False
+        self.original: torch.FloatTensor | None = None  # (B, C, ...), x_0 as last predicted
+        self.clean = self._embed(codes)
+        is_open = F.max_pool2d((~given).float(), patch_size).bool()
+        self.kept = ~is_open.repeat_interleave(patch_size[0], dim=1).repeat_interleave(patch_size[1], dim=2)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything is known that could guide the other modality."""
+        return self.has_begun or bool(self.kept.any())
+
+    @property
+    def times(self) -> torch.Tensor:
+        """The time in [0, 1] of each of the scheduler's steps."""
+        if self.is_flow:  # not from the timesteps, which some schedulers cut to integers
+            return self.scheduler.sigmas[: len(self.timesteps)].float()
+        return (self.timesteps.float() + 1) / self.scheduler.config.num_train_timesteps
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a callback may look at: the codes nearest to the prediction; and the latents, to change by `update`."""
+        return {"codes": self.result(), "latents": self.latents}
+
+    def update(self, latents: torch.FloatTensor, codes: torch.LongTensor) -> None:
+        """Take over what a callback has changed."""
+        self.latents = latents
+
+    def state(self, step: int | None) -> NoisyLatents:
+        """What the transformer looks at before a step."""
+        latents, time = self.noise, torch.ones(())
+        if step is not None or self.has_begun:
+            step = self.steps.start if step is None else step
+            latents, time = self._model_input(step), self.times[step]
+        latents = torch.where(self.kept[:, None], self.clean, latents)
+        timestep = time.to(latents.device) * ~self.kept.flatten(1).all(dim=1)
+        return NoisyLatents(latents, timestep, self.kept, self.noise)
+
+    def settle(self, codes: torch.LongTensor) -> None:
+        """From here on all codes are known."""
+        self.source, self.clean, self.original = codes, self._embed(codes), None
+        self.given = self.kept = torch.ones_like(self.given)
+
+    def _set_timesteps(self, num_inference_steps: int, **settings: Any) -> None:
+        config, set_timesteps = self.scheduler.config, self.scheduler.set_timesteps
+        if self.is_flow and "shift" in config and "sigmas" in signature(set_timesteps).parameters:
+            # Its own sigmas FlowMatchEulerDiscreteScheduler would shift a second time.
+            settings["sigmas"] = [1 - step / num_inference_steps for step in range(num_inference_steps)]
+        set_timesteps(num_inference_steps, **settings)
+
+    def _start(self, generator: torch.Generator | list[torch.Generator] | None) -> None:
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(self.steps.start)
+        self.has_begun = self.steps.start > 0  # from a picture
+        is_known = self.given | self.has_begun
+        noise = self.noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        self.latents = torch.where(is_known[:, None], self._noised(self.steps.start), noise)
+
+    def advance(
+        self, step: int | None, prediction: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None
+    ) -> None:
+        """Take a step by what was predicted."""
+        mean = prediction[:, : self.noise.shape[1]]
+        if step is None:
+            if self.original is None:  # what an interrupted call shows of a modality that had not begun
+                self.original = self._original(None, mean)
+            return
+        self.original, self.has_begun = self._original(step, mean), True
+        if "learned" in str(self.scheduler.config.get("variance_type")):
+            mean = prediction
+        if isinstance(generator, (list, tuple)):  # a row that is given draws nothing of its own
+            is_given = self.given.flatten(1).all(dim=1).tolist()
+            generator = [
+                torch.Generator(g.device) if given else g for g, given in zip(generator, is_given, strict=True)
+            ]
+        settings = {"generator": generator} if "generator" in signature(self.scheduler.step).parameters else {}
+        self.latents = self.scheduler.step(mean, self.timesteps[step], self.latents, return_dict=False, **settings)[0]
+        if step + 1 == self.steps.stop:
+            self.settle(self._nearest(self.latents))
+        else:
+            self.latents = torch.where(self.given[:, None], self._noised(step + 1), self.latents)
+
+    def result(self) -> torch.LongTensor:
+        """The codes; those that an interrupted call has left are nearest to the last prediction."""
+        return self.source if self.original is None else self._nearest(self.original)
+
+    def _embed(self, codes: torch.LongTensor) -> torch.FloatTensor:
+        """The vectors (B, C, ...) of codes; of MASK any."""
+        return F.embedding(codes.clamp(max=len(self.vectors) - 1), self.vectors).movedim(-1, 1)
+
+    def _nearest(self, latents: torch.FloatTensor) -> torch.LongTensor:
+        """The codes (B, ...) of the nearest vectors, but where they are given."""
+        latents = latents.movedim(1, -1)
+        distances = torch.cdist(latents.flatten(0, -2), self.vectors).unflatten(0, latents.shape[:-1])  # (B, ..., V)
+        if self.forbidden is not None:
+            distances = distances.masked_fill(self.forbidden, torch.inf)
+        return torch.where(self.given, self.source, distances.argmin(dim=-1))
+
+    def _noised(self, step: int) -> torch.FloatTensor:
+        """The clean vectors with the noise of a step, in the scheduler's own scale."""
+        timestep = self.timesteps[step].expand(len(self.clean))
+        if hasattr(self.scheduler, "scale_noise"):
+            return self.scheduler.scale_noise(self.clean, timestep, self.noise)
+        return self.scheduler.add_noise(self.clean, self.noise, timestep)
+
+    def _model_input(self, step: int) -> torch.FloatTensor:
+        """x_t = alpha x_0 + sigma eps, which some schedulers hold in another scale."""
+        if not hasattr(self.scheduler, "scale_model_input"):
+            return self.latents
+        return self.scheduler.scale_model_input(self.latents, self.timesteps[step])
+
+    def _original(self, step: int | None, prediction: torch.FloatTensor) -> torch.FloatTensor:
+        """x_0 as predicted at a step, or where nothing is known yet; at the nearest level of a fractional timestep."""
+        x_t = self.noise if step is None else self._model_input(step)
+        if self.is_flow:
+            sigma = torch.ones(()) if step is None else self.times[step]
+            return original_sample(self.config.prediction_type, prediction, x_t, 1 - sigma, sigma)
+        level = -1 if step is None else self.timesteps[step].round().long()
+        alpha_bar = self.scheduler.alphas_cumprod.to(x_t.device)[level]
+        return original_sample(self.config.prediction_type, prediction, x_t, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 
 
 class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapterMixin):
@@ -444,35 +621,27 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
 
     # Sampling
 
-    def inputs(self, modality: str, state: torch.LongTensor) -> dict[str, torch.Tensor]:
-        """
-        The arguments of `forward` that say all of one modality: its codes, and their mask rate as its time.
+    def inputs(self, modality: str, state: torch.LongTensor | NoisyLatents) -> dict[str, torch.Tensor]:
+        """The arguments of `forward` that say all of one modality; the time of codes `(B, ...)` is their mask rate."""
+        if self.config.process == "masked":
+            return {f"{modality}_codes": state, f"{modality}_timestep": mask_rate(state, self._mask_id(modality))}
+        names = ("latents", "timestep", "given_mask")
+        return {f"{modality}_{name}": getattr(state, name) for name in names}
 
-        Args:
-            modality (`str`):
-                `"image"` or `"text"`.
-            state (`torch.LongTensor` of shape `(B, ...)`):
-                Its codes with MASK in them.
+    def unknown(self, modality: str, state: torch.LongTensor | NoisyLatents) -> torch.LongTensor | NoisyLatents:
+        """The same modality where nothing is known of it: MASK throughout, or pure noise at time 1."""
+        if self.config.process == "masked":
+            return torch.full_like(state, self._mask_id(modality))
+        return NoisyLatents(
+            state.noise, torch.ones_like(state.timestep), torch.zeros_like(state.given_mask), state.noise
+        )
 
-        Returns:
-            `dict[str, torch.Tensor]`
-        """
-        return {f"{modality}_codes": state, f"{modality}_timestep": mask_rate(state, self._mask_id(modality))}
-
-    def unknown(self, modality: str, state: torch.LongTensor) -> torch.LongTensor:
-        """
-        The state of a modality of which nothing is known.
-
-        Args:
-            modality (`str`):
-                `"image"` or `"text"`.
-            state (`torch.LongTensor` of shape `(B, ...)`):
-                Another state of it.
-
-        Returns:
-            `torch.LongTensor` of the same shape: MASK throughout.
-        """
-        return torch.full_like(state, self._mask_id(modality))
+    def guide(self, conditional: torch.Tensor, unconditional: torch.Tensor, guidance_scale: float) -> torch.Tensor:
+        """u + guidance_scale (o - u) of predictions of one modality; a variance (`learn_sigma`) stays that of o."""
+        if not self.config.learn_sigma:
+            return unconditional + guidance_scale * (conditional - unconditional)
+        (mean, variance), (unguided, _) = conditional.chunk(2, dim=1), unconditional.chunk(2, dim=1)
+        return torch.cat([unguided + guidance_scale * (mean - unguided), variance], dim=1)
 
     def make_run(
         self,
@@ -481,26 +650,23 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         codes: torch.LongTensor,
         given: torch.BoolTensor,
         forbidden: torch.BoolTensor | None = None,
-    ) -> MaskedRun:
+        *,
+        vqvae: ModelMixin,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> ModalityRun:
         """
-        One modality in one call of a sampler.
-
-        Args:
-            modality (`str`):
-                `"image"` or `"text"`.
-            scheduler (`MaskedDiffusionScheduler`):
-                Draws its codes.
-            codes (`torch.LongTensor` of shape `(B, ...)`):
-                Its codes.
-            given (`torch.BoolTensor` of shape `(B, ...)`):
-                True where they are given.
-            forbidden (`torch.BoolTensor`, *optional*):
-                True for classes that may not be drawn, broadcast over the logits.
-
-        Returns:
-            [`MaskedRun`]
+        One modality in one call of a sampler: its codes `(B, ...)`, where they are given, and what of `(B, ..., V)`
+        may not be drawn. For the Gaussian process `vqvae` has the vectors of codes, and the noise is drawn here.
         """
-        return MaskedRun(scheduler, codes, given, self._mask_id(modality), forbidden)
+        if self.config.process == "masked":
+            return MaskedRun(scheduler, codes, given, forbidden, self._mask_id(modality))
+        vectors, patch_size = vqvae.normalized_codebook(modality), (self.config.patch_size, self.config.patch_size)
+        if modality == "text":
+            vectors = torch.cat([vectors, self.text_pad_vector[None].float()])
+            patch_size = (1, self.config.text_num_groups)
+        shape = (len(codes), vectors.shape[1], *codes.shape[1:])
+        noise = randn_tensor(shape, generator=generator, device=codes.device, dtype=torch.float32)
+        return GaussianRun(scheduler, codes, given, forbidden, vectors, noise, patch_size, self.config)
 
     def _mask_id(self, modality: str) -> int:
         return self.image_mask_id if modality == "image" else self.text_mask_id
@@ -670,39 +836,27 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         row = torch.cat([1 - text_given.long(), 3 - image_given.long()], dim=1)  # (B, L), in 0..3
         return row + 4 * torch.arange(row.shape[0], device=row.device)[:, None]
 
-    def _check_inputs(
-        self,
-        image: torch.Tensor | None,
-        text: torch.Tensor | None,
-        image_timestep: torch.Tensor | None,
-        text_timestep: torch.Tensor | None,
-        image_given_mask: torch.Tensor | None,
-        text_given_mask: torch.Tensor | None,
-    ) -> None:
+    def _check_inputs(self, image, text, image_timestep, text_timestep, image_given_mask, text_given_mask) -> None:
         """Shapes and dtypes only: looking at values would make the device wait."""
-        p, groups, process = self.config.patch_size, self.config.text_num_groups, self.config.process
-        kind = "codes" if process == "masked" else "latents"
+        config, is_masked = self.config, self.config.process == "masked"
+        p, groups, kind = config.patch_size, config.text_num_groups, "codes" if is_masked else "latents"
         if any(x is None for x in (image, text, image_timestep, text_timestep)):
             raise ValueError(
-                f"A transformer of the process {process!r} needs `image_{kind}`, `text_{kind}`, `image_timestep` and "
-                "`text_timestep`."
+                f"A transformer of the process {config.process!r} needs `image_{kind}`, `text_{kind}`, "
+                "`image_timestep` and `text_timestep`."
             )
-        for name, x, num_channels in (
-            ("image", image, self.config.image_code_dim),
-            ("text", text, self.config.text_code_dim),
-        ):
+        for name, x in (("image", image), ("text", text)):
             is_right, wanted = x.ndim == 3 and x.dtype == torch.int64, "an int64 tensor with 3 axes"
-            if process == "gaussian":
-                is_right = x.ndim == 4 and x.shape[1] == num_channels and x.is_floating_point()
-                wanted = (
-                    f"a floating-point tensor with 4 axes, the second of `{name}_code_dim` = {num_channels} channels"
-                )
+            if not is_masked:
+                channels = config[f"{name}_code_dim"]
+                is_right = x.ndim == 4 and x.shape[1] == channels and x.is_floating_point()
+                wanted = f"a floating-point tensor with 4 axes, the second of `{name}_code_dim` = {channels} channels"
             if not is_right:
                 raise ValueError(
                     f"`{name}_{kind}` must be {wanted}, but has shape {tuple(x.shape)} and dtype {x.dtype}. Image "
                     "codes are (batch, h, w), text codes (batch, positions, groups)."
                 )
-        if process == "gaussian":
+        if not is_masked:
             image, text = image[:, 0], text[:, 0]  # of the shape of codes
         if image.shape[1] % p != 0 or image.shape[2] % p != 0:
             raise ValueError(
@@ -722,8 +876,8 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
                 f"{shapes[2]}."
             )
         for name, mask, codes in (("image", image_given_mask, image), ("text", text_given_mask, text)):
-            if mask is not None and (process == "masked" or mask.shape != codes.shape):
+            if mask is not None and (is_masked or mask.shape != codes.shape):
                 raise ValueError(
                     f"`{name}_given_mask` must have the shape of the codes, {tuple(codes.shape)}, and the process "
-                    f"'masked' takes none, since it sees MASK. Got {tuple(mask.shape)} for {process!r}."
+                    f"'masked' takes none, since it sees MASK. Got {tuple(mask.shape)} for {config.process!r}."
                 )

@@ -6,6 +6,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from inspect import signature
 from itertools import zip_longest
 from numbers import Real
 from typing import Any, NamedTuple
@@ -24,6 +26,22 @@ MODALITIES = ("image", "text")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 JOINT_ORDERS = ("text_first", "image_first", "together")
 GUIDANCE_SCHEDULES = ("constant", "linear")
+
+# The schedulers of diffusers that take the steps of a Gaussian process, and what the transformer then predicts.
+_NOISE_TYPES = ("epsilon", "v_prediction", "sample")
+GAUSSIAN_SCHEDULERS = {
+    f"{name}Scheduler": prediction_types
+    for names, prediction_types in (
+        ("DDIM DDIMParallel DDPM DDPMParallel EulerDiscrete HeunDiscrete LMSDiscrete TCD", _NOISE_TYPES),
+        ("EulerAncestralDiscrete KDPM2AncestralDiscrete KDPM2Discrete PNDM", _NOISE_TYPES[:2]),
+        (
+            "DEISMultistep DPMSolverMultistep DPMSolverSinglestep SASolver UniPCMultistep",
+            (*_NOISE_TYPES, "flow_prediction"),
+        ),
+        ("FlowMapEulerDiscrete FlowMatchEulerDiscrete FlowMatchHeunDiscrete", ("flow_prediction",)),
+    )
+    for name in names.split()
+}
 
 
 @dataclass
@@ -96,7 +114,7 @@ class VQDiTPipeline(DiffusionPipeline):
     # The order of their last use, as in diffusers' inpainting pipelines: the VQ-VAE also encodes before.
     model_cpu_offload_seq = "transformer->vqvae"
     _optional_components = ["text_scheduler"]
-    _callback_tensor_inputs = ["image_codes", "text_codes"]
+    _callback_tensor_inputs = ["image_codes", "text_codes", "image_latents", "text_latents"]
 
     def __init__(
         self,
@@ -312,10 +330,10 @@ class VQDiTPipeline(DiffusionPipeline):
         image_codes, image_given = self.prepare_image_codes(pixels, masked_pixels)  # (B, h, w)
         if strength is not None and masks is None:
             image_given = torch.zeros_like(image_given)
-        negative_text = None
+        negative_codes = None
         if negative_prompts is not None:
-            negative_text = self.prepare_text_codes(self.tokenize(negative_prompts, num_items, "negative_prompt"))
-            negative_text = negative_text.repeat_interleave(num_repeats, dim=0)
+            negative_codes = self.prepare_text_codes(self.tokenize(negative_prompts, num_items, "negative_prompt"))
+            negative_codes = negative_codes.repeat_interleave(num_repeats, dim=0)
         tokens = PromptTokens(*(x.repeat_interleave(num_repeats, dim=0) for x in tokens))
         text_codes, image_codes, image_given = (
             x.repeat_interleave(num_repeats, dim=0) for x in (text_codes, image_codes, image_given)
@@ -328,14 +346,19 @@ class VQDiTPipeline(DiffusionPipeline):
             raise ValueError("`strength` and `composite` need a generated image, and this call generates none.")
         if num_prompts_per_image > 1 and "text" not in generated:
             raise ValueError("`num_prompts_per_image` needs a generated text: pass `num_images_per_prompt` instead.")
-        if negative_text is not None and not ("image" in generated and guidance_scale > 1):
+        if negative_codes is not None and not ("image" in generated and guidance_scale > 1):
             warnings.warn("`negative_prompt` is ignored: it guides an image, at `guidance_scale` > 1.", stacklevel=3)
         forbidden_tokens = self._forbidden_tokens(tokens)  # (B, S, vocabulary)
         forbidden_codes = self._forbidden_text_codes(tokens, forbidden_tokens)  # (B, S/r, 1, V_y + 1)
 
         # 4. Where and when each modality begins; the one that is done is a condition for the other
-        image = self.transformer.make_run("image", self.scheduler, image_codes, image_given)
-        text = self.transformer.make_run("text", self.text_scheduler, text_codes, text_given, forbidden_codes)
+        make_run = partial(self.transformer.make_run, vqvae=self.vqvae, generator=generator)
+        image = make_run("image", self.scheduler, image_codes, image_given)
+        text = make_run("text", self.text_scheduler, text_codes, text_given, forbidden_codes)
+        negative_text = None
+        if negative_codes is not None:
+            is_known = negative_codes != self.transformer.text_mask_id
+            negative_text = make_run("text", self.text_scheduler, negative_codes, is_known).state(None)
         if "image" in generated:
             image.begin(num_inference_steps, strength, generator)
         if "text" in generated:
@@ -355,20 +378,23 @@ class VQDiTPipeline(DiffusionPipeline):
                     scale = self._guidance_at(image_step, image.times, self.guidance_scale)
                 if text_step is not None and image.is_known:
                     text_scale = self._guidance_at(text_step, text.times, self.text_guidance_scale)
-                predicted = self.predict(image.state, text.state, scale, text_scale, negative_text, last_rows)
+                states = (image.state(image_step), text.state(text_step))
+                predicted = self.predict(*states, scale, text_scale, negative_text, last_rows)
                 image.advance(image_step, predicted[0], generator)
                 text.advance(text_step, predicted[1], generator)
-                del predicted  # or it would live beside the next one
+                del predicted, states  # or they would live beside the next ones
                 if text_step is not None and text_step + 1 == text.steps.stop:
-                    text.codes = self._pad_after_end(text.codes)  # as it is returned; the image may go on, given it
+                    text.settle(self._pad_after_end(text.result()))  # the image may go on, given it as it is returned
 
                 if callback_on_step_end is not None:
-                    state = {"image_codes": image.codes, "text_codes": text.codes}
-                    callback_kwargs = {name: state[name] for name in callback_on_step_end_tensor_inputs}
+                    runs = {"image": image, "text": text}
+                    tensors = {f"{name}_{key}": x for name, run in runs.items() for key, x in run.tensors.items()}
+                    callback_kwargs = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     is_of_text = image_step is None or (text_step is not None and len(text.steps) > len(image.steps))
                     timestep = text.timesteps[text_step] if is_of_text else image.timesteps[image_step]
-                    state.update(callback_on_step_end(self, step, timestep, callback_kwargs) or {})
-                    image.codes, text.codes = state["image_codes"], state["text_codes"]
+                    tensors |= callback_on_step_end(self, step, timestep, callback_kwargs) or {}
+                    for name, run in runs.items():
+                        run.update(**{key: tensors[f"{name}_{key}"] for key in run.tensors})
                 progress_bar.update()
 
         # 6. Read out
@@ -430,11 +456,14 @@ class VQDiTPipeline(DiffusionPipeline):
                 "`output_modalities` must be one or both of 'image' and 'text', such as (\"image\",), got"
                 f" {output_modalities!r}."
             )
-        if not set(callback_on_step_end_tensor_inputs) <= set(self._callback_tensor_inputs):
+        tensor_inputs = self._callback_tensor_inputs[: 4 if self.transformer.config.process == "gaussian" else 2]
+        if not set(callback_on_step_end_tensor_inputs) <= set(tensor_inputs):
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be of {self._callback_tensor_inputs}, got"
+                f"`callback_on_step_end_tensor_inputs` must be of {tensor_inputs}, got"
                 f" {callback_on_step_end_tensor_inputs}."
             )
+        for name in ("scheduler", "text_scheduler"):
+            self._check_scheduler(name, getattr(self, name))
 
         # What does not go together
         needs_image = {"mask_image": given["mask_image"], "image_position": image_position, "strength": strength}
@@ -578,14 +607,16 @@ class VQDiTPipeline(DiffusionPipeline):
         last_rows: dict[str, ForwardRows] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Raw logits of the clean codes, `(B, h, w, V_x)` and `(B, S/r, G, V_y + 1)`, from image codes `(B, h, w)` and
-        text codes `(B, S/r, G)` with MASK in them.
+        What the transformer predicts of both modalities from their states: of codes `(B, h, w)` and `(B, S/r, G)` with
+        MASK in them the raw logits of the clean ones, `(B, h, w, V_x)` and `(B, S/r, G, V_y + 1)`; of noisy vectors,
+        `(B, C, h, w)` and `(B, C, S/r, G)`, what its `prediction_type` says.
 
         A modality that is guided (a scale above 1) is predicted once more with the other one wholly unknown, its given
         parts included, or with `negative_text` in place of the text. All rows go through the transformer in one batch,
         but those that are still as in `last_rows`, which is brought up to date.
         """
-        rows, unknown = {} if last_rows is None else last_rows, self.transformer.unknown
+        rows = {} if last_rows is None else last_rows
+        unknown, guide = self.transformer.unknown, self.transformer.guide
         states = {"both": (image, text)}
         if guidance_scale > 1:
             states["image"] = (image, unknown("text", text) if negative_text is None else negative_text)
@@ -598,11 +629,9 @@ class VQDiTPipeline(DiffusionPipeline):
         self._forward_rows(inputs, rows)
         image_prediction, text_prediction = rows["both"].predictions
         if guidance_scale > 1:
-            unguided = rows["image"].predictions[0]
-            image_prediction = unguided + guidance_scale * (image_prediction - unguided)
+            image_prediction = guide(image_prediction, rows["image"].predictions[0], guidance_scale)
         if text_guidance_scale > 1:
-            unguided = rows["text"].predictions[1]
-            text_prediction = unguided + text_guidance_scale * (text_prediction - unguided)
+            text_prediction = guide(text_prediction, rows["text"].predictions[1], text_guidance_scale)
         return image_prediction, text_prediction
 
     def _forward_rows(self, inputs: dict[str, dict[str, torch.Tensor]], rows: dict[str, ForwardRows]) -> None:
@@ -634,6 +663,35 @@ class VQDiTPipeline(DiffusionPipeline):
                 parts = [x.index_put((is_new[kind],), new) for x, new in last]
             # Copies, since a callback may write into its tensors.
             rows[kind] = ForwardRows({name: x.clone() for name, x in inputs[kind].items()}, tuple(parts))
+
+    def _check_scheduler(self, name: str, scheduler: SchedulerMixin) -> None:
+        """Raise on a scheduler that does not fit the transformer, or has a setting that does not."""
+        model, class_name = self.transformer.config, type(scheduler).__name__
+        fitting = ["MaskedDiffusionScheduler"]
+        if model.process == "gaussian":
+            fitting = [key for key, types in GAUSSIAN_SCHEDULERS.items() if model.prediction_type in types]
+        if not {cls.__name__ for cls in type(scheduler).__mro__} & set(fitting):
+            raise ValueError(
+                f"`{name}` must fit the transformer, whose process is {model.process!r} and, if Gaussian, its"
+                f" prediction type {model.prediction_type!r}: one of {', '.join(sorted(fitting))}, got {class_name}."
+            )
+        if model.process == "masked":
+            return
+        wanted = {"prediction_type": model.prediction_type, "use_flow_sigmas": "flow" in model.prediction_type}
+        # Vectors of codes have no range to be clipped to; a flow is no consistency model, and its shift is a constant.
+        wanted |= dict.fromkeys(("clip_sample", "thresholding", "stochastic_sampling", "use_dynamic_shifting"), False)
+        wanted |= {"rescale_betas_zero_snr": False} if model.prediction_type == "epsilon" else {}  # 0 / 0
+        wanted |= {"shift": 1.0} if class_name == "FlowMatchHeunDiscreteScheduler" else {}  # which would shift twice
+        variance_type = scheduler.config.get("variance_type")
+        if variance_type not in (None, "fixed_small", "fixed_small_log", "fixed_large"):
+            learns = model.learn_sigma and class_name.startswith("DDPM")  # others take the first three channels
+            wanted["variance_type"] = "learned_range" if learns else None
+        for key in signature(type(scheduler).__init__).parameters:
+            if key in wanted and scheduler.config[key] != wanted[key]:
+                raise ValueError(
+                    f"`{name}`, {class_name}, has `{key}` {scheduler.config[key]!r}, and this transformer needs"
+                    f" {wanted[key]!r}: {class_name}.from_config(pipe.{name}.config, {key}={wanted[key]!r})."
+                )
 
     def _guidance_at(self, index: int, timesteps: torch.Tensor, guidance_scale: float) -> float:
         """The scale of guidance at a step of a schedule; 1 is none."""

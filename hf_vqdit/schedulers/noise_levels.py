@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """The noise of Gaussian diffusion as training and bounds need it, read off a scheduler of diffusers."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,12 +10,31 @@ from diffusers import SchedulerMixin
 
 
 class Transition(NamedTuple):
-    """q(x_s | x_t, x_0) = N(`noisy` x_t + `clean` x_0, `variance`), for levels s < t; float64."""
+    """
+    q(x_s | x_t, x_0) = N(`noisy` x_t + `clean` x_0, `variance`) for levels s < t (Ho 2020, eq. 7).
+
+    At s = 0 that variance is 0: there the one of the step before, of the same length, stands in its place (Nichol &
+    Dhariwal 2021), since a logarithm of it is taken. `max_variance` is that of q(x_t | x_s).
+    """
 
     noisy: torch.Tensor
     clean: torch.Tensor
     variance: torch.Tensor
-    max_variance: torch.Tensor  # that of q(x_t | x_s): the variance of q(x_s | x_t) lies between the two
+    max_variance: torch.Tensor
+
+    def log_variance(self, interpolation: torch.Tensor) -> torch.Tensor:
+        """
+        log Sigma_theta = (v + 1) / 2 log beta_t + (1 - v) / 2 log beta~_t (Nichol & Dhariwal 2021, eq. 15).
+
+        Args:
+            interpolation (`torch.Tensor`):
+                v as the network predicts it, without bounds.
+
+        Returns:
+            `torch.Tensor`
+        """
+        share = (interpolation + 1) / 2
+        return share * self.max_variance.log() + (1 - share) * self.variance.log()
 
 
 class NoiseLevels:
@@ -70,7 +90,7 @@ class NoiseLevels:
 
     def transition(self, start: torch.LongTensor, end: torch.LongTensor) -> Transition:
         """
-        The posterior of DDPM (Ho 2020, eq. 7) between any two levels, for flows too.
+        The posterior between any two levels, for flows too.
 
         Args:
             start (`torch.LongTensor`):
@@ -79,37 +99,26 @@ class NoiseLevels:
                 Levels s < t.
 
         Returns:
-            [`Transition`] with tensors of that shape.
+            [`Transition`] with float32 tensors of that shape.
         """
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = (
-            (x.to(start.device)[level] for x in (self.alpha, self.sigma)) for level in (start, end)
-        )
+        noisy, clean, variance, max_variance = self._posterior(start, end)
+        before = self._posterior((2 * start - end).clamp(max=self.num_levels), start)
+        variance = torch.where(end == 0, before[2], variance)
+        return Transition(*(x.float() for x in (noisy, clean, variance, max_variance)))
+
+    def _posterior(self, start: torch.LongTensor, end: torch.LongTensor) -> tuple[torch.DoubleTensor, ...]:
+        alpha, sigma = self.alpha.to(start.device), self.sigma.to(start.device)
+        alpha_t, sigma_t, alpha_s, sigma_s = alpha[start], sigma[start], alpha[end], sigma[end]
         ratio = alpha_t / alpha_s
         max_variance = sigma_t.square() - (ratio * sigma_s).square()
         noisy = ratio * sigma_s.square() / sigma_t.square()
         clean = alpha_s * max_variance / sigma_t.square()
-        return Transition(noisy, clean, max_variance * sigma_s.square() / sigma_t.square(), max_variance)
+        return noisy, clean, max_variance * sigma_s.square() / sigma_t.square(), max_variance
 
-
-def learned_log_variance(
-    transition: Transition, min_variance: torch.Tensor, interpolation: torch.Tensor
-) -> torch.Tensor:
-    """
-    log Sigma_theta = (v + 1) / 2 log beta_t + (1 - v) / 2 log beta~_t (Nichol & Dhariwal 2021, eq. 15).
-
-    Args:
-        transition ([`Transition`]):
-            Its `max_variance` is beta_t.
-        min_variance (`torch.Tensor`):
-            beta~_t, the posterior's; where that is 0, at the last step, the one of the step before stands for it.
-        interpolation (`torch.Tensor`):
-            v as the network predicts it, without bounds.
-
-    Returns:
-        `torch.Tensor` of the shape of `interpolation`.
-    """
-    share = (interpolation + 1) / 2
-    return share * transition.max_variance.log() + (1 - share) * min_variance.log()
+    def prior_nats(self, x_0: torch.Tensor) -> torch.Tensor:
+        """KL(q(x_N | x_0) || N(0, 1)) of each entry of `x_0`, in nats: what the last level still tells of it."""
+        alpha, sigma = self.alpha[-1].item(), self.sigma[-1].item()
+        return 0.5 * ((alpha * x_0).square() + sigma**2 - 1) - math.log(sigma)
 
 
 def gaussian_nats(mean_error: torch.Tensor, variance: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from accelerate.utils import extract_model_from_parallel
 from diffusers import SchedulerMixin
 
 from hf_vqdit.models.transformer_vqdit import original_sample
-from hf_vqdit.schedulers.noise_levels import NoiseLevels, gaussian_nats, learned_log_variance, rounding_nats
+from hf_vqdit.schedulers.noise_levels import NoiseLevels, gaussian_nats, rounding_nats
 
 from .rows import given_regions, is_trained, pad_weight, park_missing, sums_by_time
 from .times import TimeTable
@@ -369,7 +369,7 @@ def bound_nats(
         predicted (`torch.FloatTensor` of shape `(B, C, ...)`):
             x_0 as predicted.
         interpolation (`torch.FloatTensor` of shape `(B, C, ...)`):
-            The variance as predicted: see [`~hf_vqdit.schedulers.noise_levels.learned_log_variance`].
+            The variance as predicted: see [`~hf_vqdit.schedulers.noise_levels.Transition`].
         noisy_vectors ([`NoisyVectors`]):
             What they were predicted from.
 
@@ -377,19 +377,14 @@ def bound_nats(
         `torch.FloatTensor` of shape `(B, ...)`: KL of the step from level t to t - 1; at level 1, from which there is
         but the step to the codes, the cross-entropy of rounding to them.
     """
-    levels, clean = noisy_vectors.levels, noisy_vectors.clean
-    level = levels.level(noisy_vectors.time).clamp(min=1)
-    transition = levels.transition(level, level - 1)
-    second = levels.transition(torch.full_like(level, 2), torch.ones_like(level))
-    is_last = level == 1
-    variance = torch.where(is_last, second.variance, transition.variance)
-    transition, variance = transition._replace(variance=variance), variance[:, None, None, None].float()
-    transition = type(transition)(*(x[:, None, None, None].float() for x in transition))
-    log_variance = learned_log_variance(transition, variance, interpolation)
-    nats = gaussian_nats(transition.clean * (predicted - clean), variance, log_variance).sum(dim=1)  # (B, ...)
+    level = noisy_vectors.levels.level(noisy_vectors.time).clamp(min=1)[:, None, None, None]
+    transition = noisy_vectors.levels.transition(level, level - 1)
+    log_variance = transition.log_variance(interpolation)
+    mean_error = transition.clean * (predicted - noisy_vectors.clean)
+    nats = gaussian_nats(mean_error, transition.variance, log_variance).sum(dim=1)  # (B, ...)
+    is_last = level.flatten() == 1
     if is_last.any():
-        rounded = rounding_nats(
-            noisy_vectors.codes[is_last], noisy_vectors.vectors, predicted[is_last], log_variance[is_last].exp()
-        )
+        variance = log_variance[is_last].exp()
+        rounded = rounding_nats(noisy_vectors.codes[is_last], noisy_vectors.vectors, predicted[is_last], variance)
         nats = nats.index_put((is_last,), rounded)
     return nats

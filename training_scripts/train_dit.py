@@ -5,6 +5,9 @@
     accelerate launch training_scripts/train_dit.py --train_data_dir pictures --resolution 64 \
         --vqvae_model_name_or_path runs/mine/vqvae --output_dir runs/mine/pipeline
 
+What is diffused are the codes (`--process masked`), or with `--process gaussian` their vectors, under the noise of a
+scheduler of diffusers.
+
 Or distils a trained pipeline into a student that takes a few passes, without guidance, where it took many with it:
 
     accelerate launch training_scripts/train_dit.py --train_data_dir pictures --resolution 64 \
@@ -21,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import SchedulerMixin
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hf_vqdit import MaskedDiffusionScheduler, MultimodalVQVAE, VQDiTModel, VQDiTPipeline
+from hf_vqdit import MultimodalVQVAE, VQDiTModel, VQDiTPipeline
 from hf_vqdit.data import PairDataset, collate_codes, collate_pairs, load_caption_tokenizer, load_pairs
-from hf_vqdit.evaluation.bounds import bound_bits
+from hf_vqdit.evaluation.gaussian_bounds import pipeline_bound_bits
 from hf_vqdit.hub import push_to_hub, save_pipeline, write_model_card
 from hf_vqdit.training.arguments import TrainDiTArguments, parse_arguments
 from hf_vqdit.training.codes import encode_batch, open_codes, weights_digest
@@ -38,10 +42,13 @@ from hf_vqdit.training.distillation import (
     distillation_objective,
     student_scheduler,
 )
-from hf_vqdit.training.masked import MaskedLoss, MaskedLossConfig, masked_objective
+from hf_vqdit.training.gaussian import GaussianLoss, code_vectors, gaussian_objective, scheduler_settings
+from hf_vqdit.training.masked import MaskedLoss, masked_objective
 from hf_vqdit.training.previews import preview_pipeline
 from hf_vqdit.training.run import TrainingRun, make_optimizer
 from hf_vqdit.training.times import TimeMixture, TimeTable, draw_times, row_generator, step_generator
+
+Loss = MaskedLoss | GaussianLoss
 
 # What is logged of a validation -> the direction whose bound on -log2 p it is, in bits a pair.
 BOUNDS = {"bits_x": "x", "bits_y": "y", "bits_x_given_y": "x|y", "bits_y_given_x": "y|x", "bits_x_and_y": "x,y"}
@@ -65,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Model, optimizer, averaged weights, the pipeline around them
     model, schedulers = make_model(args, vqvae, held_out[0])
     distill_config = DistillationConfig(**args.distill_config) if args.distill_from is not None else None
-    objective = make_objective(run, model, distill_config)
+    objective = make_objective(run, model, vqvae, distill_config)
     optimizer = make_optimizer(model, args)
     schedule = get_scheduler(
         args.lr_scheduler,
@@ -78,11 +85,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.register("transformer", model, ema, schedule)
     shipped = schedulers if distill_config is None else map(student_scheduler, schedulers)
     pipeline = VQDiTPipeline(vqvae, model, tokenizer, *shipped)
+    pipeline.check_schedulers()
     pipeline.set_progress_bar_config(disable=True)
-    mixture, loss_config = TimeMixture(**args.time_mixture), MaskedLossConfig(**args.loss_config)
+    mixture, loss_config = TimeMixture(**args.time_mixture), args.loss_class(**args.loss_config)
 
-    def compute_loss(model: torch.nn.Module, batch: dict[str, Any], times: TimeTable, step: int) -> MaskedLoss:
-        """Hides codes of a micro-batch and predicts them; each row draws from a generator of its own."""
+    def compute_loss(model: torch.nn.Module, batch: dict[str, Any], times: TimeTable, step: int) -> Loss:
+        """Hides or noises codes of a micro-batch and predicts; each row draws from a generator of its own."""
         generators = [row_generator(args.seed, step, row) for row in batch["row"].tolist()]
         return objective(
             model,
@@ -175,7 +183,7 @@ def open_data(
 
 def make_model(
     args: TrainDiTArguments, vqvae: MultimodalVQVAE, example: dict[str, Any]
-) -> tuple[VQDiTModel, tuple[MaskedDiffusionScheduler, MaskedDiffusionScheduler]]:
+) -> tuple[VQDiTModel, tuple[SchedulerMixin, SchedulerMixin]]:
     """The transformer to fine-tune or distil, or a new one in the sizes of the codes; schedulers of image and text."""
     height, width = example["image_codes"].shape[1:]
     text_length, text_num_groups = example["text_codes"].shape[1:]
@@ -186,34 +194,40 @@ def make_model(
         "text_length": text_length,
         "text_num_groups": text_num_groups,
     }
+    if args.process == "gaussian":
+        sizes |= {"image_code_dim": vqvae.config.code_dim, "text_code_dim": vqvae.config.text_code_dim}
     source = args.pretrained_model_name_or_path or args.distill_from
+    settings = {"scheduler": args.scheduler_kwargs, "text_scheduler": args.text_scheduler_kwargs}
     if source is not None:
         model = VQDiTModel.from_pretrained(source, subfolder="transformer")
-        folders = {"scheduler": args.scheduler_kwargs, "text_scheduler": args.text_scheduler_kwargs}
+        if model.config.process != args.process:
+            raise ValueError(
+                f"`process` is {args.process!r}, but {source} is of the process {model.config.process!r}."
+            )
         schedulers = [
-            MaskedDiffusionScheduler.from_pretrained(source, subfolder=folder, **settings)
-            for folder, settings in folders.items()
+            args.scheduler_class.from_pretrained(source, subfolder=folder, **own) for folder, own in settings.items()
         ]
         if args.distill_from is not None:
             check_teacher(model, sizes)
     else:
-        model = VQDiTModel(**args.model_init_kwargs | sizes)
-        schedulers = [
-            MaskedDiffusionScheduler(**settings) for settings in (args.scheduler_kwargs, args.text_scheduler_kwargs)
-        ]
+        model = VQDiTModel(**args.model_init_kwargs | sizes, process=args.process)
+        fitting = scheduler_settings(model, args.scheduler_class) if args.process == "gaussian" else {}
+        schedulers = [args.scheduler_class(**fitting | own) for own in settings.values()]
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model, tuple(schedulers)
 
 
 def make_objective(
-    run: TrainingRun, model: VQDiTModel, distill_config: DistillationConfig | None
-) -> Callable[..., MaskedLoss]:
+    run: TrainingRun, model: VQDiTModel, vqvae: MultimodalVQVAE, distill_config: DistillationConfig | None
+) -> Callable[..., Loss]:
     """The objective on the data, or that of a student whose teacher is the model as it is now, before any step."""
+    run.pin("teacher", None if distill_config is None else weights_digest(model))
+    if model.config.process == "gaussian":
+        image_vectors, text_vectors = code_vectors(vqvae, model)
+        return partial(gaussian_objective, image_vectors=image_vectors, text_vectors=text_vectors)
     if distill_config is None:
-        run.pin("teacher", None)
         return masked_objective
-    run.pin("teacher", weights_digest(model))
     teacher = deepcopy(model).eval().requires_grad_(False)
     teacher = run.accelerator.prepare_model(teacher, evaluation_mode=True)  # the precision of the run
     return partial(distillation_objective, teacher=teacher, distill_config=distill_config)
@@ -223,7 +237,7 @@ def validate(
     run: TrainingRun,
     pipeline: VQDiTPipeline,
     batches: Sequence[dict[str, Any]],
-    compute_loss: Callable[..., MaskedLoss],
+    compute_loss: Callable[..., Loss],
     mixture: TimeMixture,
     step: int,
 ) -> dict[str, float]:
@@ -241,7 +255,7 @@ def validate(
         if args.num_bound_samples > 0:
             for name, which in BOUNDS.items():
                 generator = torch.Generator().manual_seed(args.seed)
-                figures[name] = bound_bits(model, *codes, which, args.num_bound_samples, generator)
+                figures[name] = pipeline_bound_bits(pipeline, *codes, which, args.num_bound_samples, generator)
         page = preview_pipeline(
             pipeline,
             *codes,

@@ -462,8 +462,7 @@ class VQDiTPipeline(DiffusionPipeline):
                 f"`callback_on_step_end_tensor_inputs` must be of {tensor_inputs}, got"
                 f" {callback_on_step_end_tensor_inputs}."
             )
-        for name in ("scheduler", "text_scheduler"):
-            self._check_scheduler(name, getattr(self, name))
+        self.check_schedulers()
 
         # What does not go together
         needs_image = {"mask_image": given["mask_image"], "image_position": image_position, "strength": strength}
@@ -664,34 +663,39 @@ class VQDiTPipeline(DiffusionPipeline):
             # Copies, since a callback may write into its tensors.
             rows[kind] = ForwardRows({name: x.clone() for name, x in inputs[kind].items()}, tuple(parts))
 
-    def _check_scheduler(self, name: str, scheduler: SchedulerMixin) -> None:
+    def check_schedulers(self) -> None:
         """Raise on a scheduler that does not fit the transformer, or has a setting that does not."""
-        model, class_name = self.transformer.config, type(scheduler).__name__
+        model = self.transformer.config
         fitting = ["MaskedDiffusionScheduler"]
         if model.process == "gaussian":
-            fitting = [key for key, types in GAUSSIAN_SCHEDULERS.items() if model.prediction_type in types]
-        if not {cls.__name__ for cls in type(scheduler).__mro__} & set(fitting):
-            raise ValueError(
-                f"`{name}` must fit the transformer, whose process is {model.process!r} and, if Gaussian, its"
-                f" prediction type {model.prediction_type!r}: one of {', '.join(sorted(fitting))}, got {class_name}."
-            )
-        if model.process == "masked":
-            return
+            fitting = [name for name, types in GAUSSIAN_SCHEDULERS.items() if model.prediction_type in types]
+        for name in ("scheduler", "text_scheduler"):
+            scheduler, class_name = getattr(self, name), type(getattr(self, name)).__name__
+            if not {cls.__name__ for cls in type(scheduler).__mro__} & set(fitting):
+                raise ValueError(
+                    f"`{name}` must fit the transformer, whose process is {model.process!r} (if Gaussian, with the"
+                    f" prediction type {model.prediction_type!r}): one of {', '.join(fitting)}, got {class_name}."
+                )
+            wanted = self._wanted_settings(scheduler) if model.process == "gaussian" else {}
+            for key in [key for key in signature(type(scheduler).__init__).parameters if key in wanted]:
+                if scheduler.config[key] != wanted[key]:
+                    raise ValueError(
+                        f"`{name}`, {class_name}, has `{key}` {scheduler.config[key]!r}, and this transformer needs"
+                        f" {wanted[key]!r}: {class_name}.from_config(pipe.{name}.config, {key}={wanted[key]!r})."
+                    )
+
+    def _wanted_settings(self, scheduler: SchedulerMixin) -> dict[str, Any]:
+        """What the settings of a scheduler of diffusers have to be for the transformer, if it has them."""
+        model, class_name = self.transformer.config, type(scheduler).__name__
         wanted = {"prediction_type": model.prediction_type, "use_flow_sigmas": "flow" in model.prediction_type}
         # Vectors of codes have no range to be clipped to; a flow is no consistency model, and its shift is a constant.
         wanted |= dict.fromkeys(("clip_sample", "thresholding", "stochastic_sampling", "use_dynamic_shifting"), False)
         wanted |= {"rescale_betas_zero_snr": False} if model.prediction_type == "epsilon" else {}  # 0 / 0
         wanted |= {"shift": 1.0} if class_name == "FlowMatchHeunDiscreteScheduler" else {}  # which would shift twice
-        variance_type = scheduler.config.get("variance_type")
-        if variance_type not in (None, "fixed_small", "fixed_small_log", "fixed_large"):
+        if scheduler.config.get("variance_type") not in (None, "fixed_small", "fixed_small_log", "fixed_large"):
             learns = model.learn_sigma and class_name.startswith("DDPM")  # others take the first three channels
             wanted["variance_type"] = "learned_range" if learns else None
-        for key in signature(type(scheduler).__init__).parameters:
-            if key in wanted and scheduler.config[key] != wanted[key]:
-                raise ValueError(
-                    f"`{name}`, {class_name}, has `{key}` {scheduler.config[key]!r}, and this transformer needs"
-                    f" {wanted[key]!r}: {class_name}.from_config(pipe.{name}.config, {key}={wanted[key]!r})."
-                )
+        return wanted
 
     def _guidance_at(self, index: int, timesteps: torch.Tensor, guidance_scale: float) -> float:
         """The scale of guidance at a step of a schedule; 1 is none."""

@@ -11,15 +11,19 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import diffusers
 import yaml
+from diffusers import SchedulerMixin
 from transformers import HfArgumentParser
 
 from hf_vqdit.data import load_pairs
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
 from hf_vqdit.models.transformer_vqdit import VQDiTModel
+from hf_vqdit.pipelines.pipeline_vqdit import GAUSSIAN_SCHEDULERS
 from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from hf_vqdit.training.codebook import CodebookTrainer
 from hf_vqdit.training.distillation import DistillationConfig
+from hf_vqdit.training.gaussian import GaussianLossConfig
 from hf_vqdit.training.losses import TOKENIZER_LOSS_WEIGHTS
 from hf_vqdit.training.masked import MaskedLossConfig
 from hf_vqdit.training.times import TimeMixture
@@ -217,6 +221,17 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
         default_factory=Keywords,
         metadata=_help("Steps, guidance and divergence (`DistillationConfig`), as JSON; over the YAML's."),
     )
+    process: Literal["masked", "gaussian"] = field(
+        default="masked",
+        metadata=_help("What is diffused: codes that are hidden, or their vectors, which are noised."),
+    )
+    noise_scheduler: str | None = field(
+        default=None,
+        metadata=_help(
+            "Scheduler of the Gaussian process, a class of diffusers: by default DDPMScheduler, or for "
+            "flow_prediction FlowMatchEulerDiscreteScheduler. Another one may take its place in the pipeline."
+        ),
+    )
     codes_dir: str | None = field(
         default=None, metadata=_help("What `encode_codes.py` wrote. Otherwise pictures are encoded on the fly.")
     )
@@ -237,7 +252,8 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
         metadata=_help("How often each kind of task is trained (`TimeMixture`), as JSON; over the YAML's."),
     )
     loss_config: Keywords = field(
-        default_factory=Keywords, metadata=_help("Weights of the loss (`MaskedLossConfig`), as JSON; over the YAML's.")
+        default_factory=Keywords,
+        metadata=_help("Weights of the loss (`MaskedLossConfig` or `GaussianLossConfig`), as JSON; over the YAML's."),
     )
     validation_prompts: list[str] | None = field(
         default=None, metadata=_help("Prompts of the sample grids; by default held-out captions.")
@@ -255,10 +271,12 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
 
     def __post_init__(self) -> None:
         self.model_init_kwargs.check("model_init_kwargs", VQDiTModel)
-        self.scheduler_kwargs.check("scheduler_kwargs", MaskedDiffusionScheduler)
-        self.text_scheduler_kwargs.check("text_scheduler_kwargs", MaskedDiffusionScheduler)
+        if "process" in self.model_init_kwargs:
+            raise ValueError("`model_init_kwargs` must not hold `process`, which is a flag of its own.")
+        self.scheduler_kwargs.check("scheduler_kwargs", self.scheduler_class)
+        self.text_scheduler_kwargs.check("text_scheduler_kwargs", self.scheduler_class)
         self.time_mixture.check("time_mixture", TimeMixture)
-        self.loss_config.check("loss_config", MaskedLossConfig)
+        self.loss_config.check("loss_config", self.loss_class)
         self.distill_config.check("distill_config", DistillationConfig)
         if self.distill_from is not None:
             self._check_distillation()
@@ -276,7 +294,31 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
+    @property
+    def loss_class(self) -> type[MaskedLossConfig] | type[GaussianLossConfig]:
+        """What `loss_config` are the arguments of."""
+        return MaskedLossConfig if self.process == "masked" else GaussianLossConfig
+
+    @property
+    def scheduler_class(self) -> type[SchedulerMixin]:
+        """What `scheduler_kwargs` and `text_scheduler_kwargs` are the arguments of."""
+        if self.process == "masked":
+            if self.noise_scheduler is not None:
+                raise ValueError(
+                    '`noise_scheduler` is for `process="gaussian"`: codes are hidden by no other than ours.'
+                )
+            return MaskedDiffusionScheduler
+        is_flow = self.model_init_kwargs.get("prediction_type") == "flow_prediction"
+        name = self.noise_scheduler or ("FlowMatchEulerDiscreteScheduler" if is_flow else "DDPMScheduler")
+        if name not in GAUSSIAN_SCHEDULERS:
+            raise ValueError(f"`noise_scheduler` must be one of {', '.join(GAUSSIAN_SCHEDULERS)}, got {name!r}.")
+        return getattr(diffusers, name)
+
     def _check_distillation(self) -> None:
+        if self.process != "masked":
+            raise ValueError(
+                f'`distill_from` is for the masked process: `process` must be "masked", got {self.process!r}.'
+            )
         for name in ("pretrained_model_name_or_path", "vqvae_model_name_or_path", "model_init_kwargs"):
             if getattr(self, name):
                 raise ValueError(

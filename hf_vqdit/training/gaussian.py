@@ -1,8 +1,10 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """The training objective of Gaussian diffusion: noise the vectors of codes, and predict what the model predicts."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -10,7 +12,8 @@ import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 from diffusers import SchedulerMixin
 
-from hf_vqdit.models.transformer_vqdit import original_sample
+from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
+from hf_vqdit.models.transformer_vqdit import VQDiTModel, original_sample
 from hf_vqdit.schedulers.noise_levels import NoiseLevels, gaussian_nats, rounding_nats
 
 from .rows import given_regions, is_trained, pad_weight, park_missing, sums_by_time
@@ -87,9 +90,9 @@ class GaussianLoss:
         text_loss_rows (`torch.FloatTensor` of shape `(B,)`):
             Each row's text loss, before `text_loss_weight` and without gradient.
         sums (`dict[str, torch.FloatTensor]`):
-            Tensors `(2,)`: the mean square over channels of the error of x_0, summed over the codes that carry a loss,
-            and the number of those codes, without any weight. `"image_error"` and `"text_error"` over all rows;
-            `"image_error/time_0.00_0.25"` and so on over the rows of one part of time.
+            Tensors `(2,)`: the mean square over channels of the error of what is predicted, summed over the codes that
+            carry a loss, and the number of those codes, without any weight. `"image_error"` and `"text_error"` over
+            all rows; `"image_error/time_0.00_0.25"` and so on over the rows of one part of time.
     """
 
     loss: torch.FloatTensor
@@ -133,17 +136,16 @@ class NoisyVectors:
 
     @property
     def coefficients(self) -> tuple[torch.FloatTensor, torch.FloatTensor]:
-        """alpha and sigma of each row, `(B, 1, 1, 1)`; of a missing modality there is nothing but noise."""
-        alpha, sigma = self.levels.at(self.time)
-        is_missing = ~self.trained & (self.time == 1)
-        alpha, sigma = torch.where(is_missing, 0.0, alpha), torch.where(is_missing, 1.0, sigma)
-        return alpha.float()[:, None, None, None], sigma.float()[:, None, None, None]
+        """alpha and sigma of each row, `(B, 1, 1, 1)`."""
+        return tuple(x.float()[:, None, None, None] for x in self.levels.at(self.time))
 
     @property
     def noisy(self) -> torch.FloatTensor:
-        """x_t, what the network looks at."""
+        """What the network looks at: x_t, or x_0 where it is given; of a missing modality nothing but noise."""
         alpha, sigma = self.coefficients
-        return torch.where(self.given[:, None], self.clean, alpha * self.clean + sigma * self.noise)
+        is_missing = (~self.trained & (self.time == 1))[:, None, None, None]
+        noisy = torch.where(is_missing, self.noise, alpha * self.clean + sigma * self.noise)
+        return torch.where(self.given[:, None], self.clean, noisy)
 
     @property
     def counted(self) -> torch.BoolTensor:
@@ -232,6 +234,46 @@ def gaussian_objective(
     )
 
 
+def code_vectors(vqvae: MultimodalVQVAE, model: VQDiTModel) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+    """
+    The vectors of all codes that a model works on.
+
+    Args:
+        vqvae (`MultimodalVQVAE`):
+            The tokenizer, whose statistics were measured.
+        model (`VQDiTModel`):
+            A model of the Gaussian process.
+
+    Returns:
+        `tuple[torch.FloatTensor, torch.FloatTensor]`: those of image codes `(V_x, C)`, and those of text codes and PAD
+        `(V_y + 1, C)`.
+    """
+    image_vectors, text_vectors = (vqvae.normalized_codebook(name) for name in ("image", "text"))
+    padding = model.text_pad_vector.detach()[None].to(text_vectors)
+    return image_vectors, torch.cat([text_vectors, padding])
+
+
+def scheduler_settings(model: VQDiTModel, scheduler_class: type[SchedulerMixin]) -> dict[str, Any]:
+    """
+    What the settings of a scheduler have to be for a model of the Gaussian process.
+
+    Args:
+        model (`VQDiTModel`):
+            The model.
+        scheduler_class (`type`):
+            A scheduler of diffusers.
+
+    Returns:
+        `dict[str, Any]`: Those settings that differ from the scheduler's defaults, or may.
+    """
+    is_flow = model.config.prediction_type == "flow_prediction"
+    settings = {"prediction_type": model.config.prediction_type, "use_flow_sigmas": is_flow, "clip_sample": False}
+    if model.config.learn_sigma and scheduler_class.__name__.startswith("DDPM"):
+        settings["variance_type"] = "learned_range"
+    known = inspect.signature(scheduler_class.__init__).parameters
+    return {name: value for name, value in settings.items() if name in known}
+
+
 def noise_vectors(
     codes: torch.LongTensor,
     vectors: torch.FloatTensor,
@@ -302,20 +344,19 @@ def spread_times(time: torch.FloatTensor, levels: NoiseLevels, config: GaussianL
 def _losses(
     prediction: torch.Tensor, noisy_vectors: NoisyVectors, architecture: dict, config: GaussianLossConfig
 ) -> tuple[torch.FloatTensor, torch.FloatTensor]:
-    """For each code its loss, and for the log the squared error of x_0; `(B, ...)`, 0 where a code is not counted."""
+    """For each code its loss, and for the log its squared error; `(B, ...)`, 0 where a code is not counted."""
     counted, (alpha, sigma) = noisy_vectors.counted, noisy_vectors.coefficients
     clean, prediction_type = noisy_vectors.clean, architecture.prediction_type
     mean, *variance = prediction.float().split(clean.shape[1], dim=1)
     target = prediction_target(prediction_type, clean, noisy_vectors.noise, alpha, sigma)
-    losses = (mean - target).square().mean(dim=1)  # (B, ...)
+    errors = losses = (mean - target).square().mean(dim=1)  # (B, ...)
     if config.min_snr_gamma is not None:
         losses = losses * min_snr_weight(prediction_type, alpha, sigma, config.min_snr_gamma)[:, 0]
-    predicted = original_sample(prediction_type, mean.detach(), noisy_vectors.noisy, alpha, sigma)
     if architecture.learn_sigma and config.kl_weight > 0:
+        predicted = original_sample(prediction_type, mean.detach(), noisy_vectors.noisy, alpha, sigma)
         nats = bound_nats(predicted, variance[0], noisy_vectors) / clean.shape[1]
         losses = losses + config.kl_weight * noisy_vectors.levels.num_levels * nats
-    errors = (predicted - clean).square().mean(dim=1)
-    return losses.where(counted, 0.0), errors.where(counted, 0.0)
+    return losses.where(counted, 0.0), errors.detach().where(counted, 0.0)
 
 
 def prediction_target(

@@ -165,11 +165,8 @@ def test_the_loss_is_the_mean_square_of_the_error_of_the_prediction(prediction_t
         error = seen["output"][f"{name}_sample"].double() - target
         rows = getattr(loss, f"{name}_loss_rows")
         torch.testing.assert_close(rows, error.square().flatten(1).mean(dim=1).float(), rtol=1e-4, atol=1e-5)
-        x_t = alpha * clean + sigma * noise
-        predicted = original_sample(prediction_type, seen["output"][f"{name}_sample"].double(), x_t, alpha, sigma)
         total, count = loss.sums[f"{name}_error"].tolist()
-        assert count == codes.numel()
-        assert total / count == pytest.approx((predicted - clean).square().mean().item(), rel=1e-3)
+        assert count == codes.numel() and total / count == pytest.approx(error.square().mean().item(), rel=1e-3)
     assert loss.loss.item() == pytest.approx((loss.image_loss_rows + loss.text_loss_rows).mean().item())
 
 
@@ -228,6 +225,19 @@ def test_the_mean_over_the_batch_does_not_depend_on_how_it_is_cut():
 
 
 # The variance
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("image_time", (0.0, 1.0, 2**-24, 1 - 2**-24))
+def test_gradients_are_finite_at_the_ends_of_time(prediction_type, image_time):
+    """The last level of the cosine schedule leaves a few millionths of the signal; a condition is beyond it."""
+    learn_sigma = prediction_type != "flow_prediction"
+    model = make_model(prediction_type=prediction_type, learn_sigma=learn_sigma)
+    scheduler = NOISE[prediction_type] if prediction_type == "flow_prediction" else NOISE["sample"]
+    config = GaussianLossConfig(min_snr_gamma=5.0)
+    loss = objective(model, make_times(image_time, 0.5), config, scheduler=scheduler).loss
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
 def test_the_bound_trains_the_variance_alone_and_the_square_the_mean_alone():

@@ -42,9 +42,10 @@ from hf_vqdit.training.distillation import (
     distillation_objective,
     student_scheduler,
 )
-from hf_vqdit.training.gaussian import GaussianLoss, code_vectors, gaussian_objective, scheduler_settings
+from hf_vqdit.training.gaussian import GaussianLoss, gaussian_objective
 from hf_vqdit.training.masked import MaskedLoss, masked_objective
 from hf_vqdit.training.previews import preview_pipeline
+from hf_vqdit.training.processes import LOSS_CONFIGS, code_vectors, scheduler_settings
 from hf_vqdit.training.run import TrainingRun, make_optimizer
 from hf_vqdit.training.times import TimeMixture, TimeTable, draw_times, row_generator, step_generator
 
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pipeline = VQDiTPipeline(vqvae, model, tokenizer, *shipped)
     pipeline.check_schedulers()
     pipeline.set_progress_bar_config(disable=True)
-    mixture, loss_config = TimeMixture(**args.time_mixture), args.loss_class(**args.loss_config)
+    mixture, loss_config = TimeMixture(**args.time_mixture), LOSS_CONFIGS[args.process](**args.loss_config)
 
     def compute_loss(model: torch.nn.Module, batch: dict[str, Any], times: TimeTable, step: int) -> Loss:
         """Hides or noises codes of a micro-batch and predicts; each row draws from a generator of its own."""
@@ -253,7 +254,7 @@ def validate(
         is_whole = torch.cat([batch["has_image"] & batch["has_text"] for batch in batches])
         codes = [torch.cat([batch[name] for batch in batches])[is_whole] for name in ("image_codes", "text_codes")]
         if args.num_bound_samples > 0:
-            for name, which in BOUNDS.items():
+            for name, which in BOUNDS.items() if args.backbone == "dit" else [("bits_x", "x")]:
                 generator = torch.Generator().manual_seed(args.seed)
                 figures[name] = pipeline_bound_bits(pipeline, *codes, which, args.num_bound_samples, generator)
         page = preview_pipeline(

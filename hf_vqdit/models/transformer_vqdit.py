@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from diffusers import SchedulerMixin
+from diffusers import SchedulerMixin, UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
@@ -493,6 +493,9 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         learn_sigma (`bool`, defaults to `False`):
             Whether the variance is predicted too: twice the channels come out. Not with a flow, whose steps have no
             variance.
+        unet_kwargs (`dict[str, Any]`, *optional*):
+            A U-Net of pictures alone in the transformer's place: the arguments of diffusers' `UNet2DModel`. Its
+            downsampling is then the `patch_size`.
     """
 
     _supports_gradient_checkpointing = True
@@ -523,6 +526,7 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         text_code_dim: int = 8,
         prediction_type: str = "v_prediction",
         learn_sigma: bool = False,
+        unet_kwargs: dict[str, Any] | None = None,
     ):
         super().__init__()
         if process not in PROCESSES:
@@ -534,6 +538,13 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
                 '`learn_sigma` needs `process="gaussian"` and a `prediction_type` other than "flow_prediction", whose '
                 f"steps have no variance, but they are {process!r} and {prediction_type!r}."
             )
+        self.gradient_checkpointing = False
+        if process == "gaussian":
+            # Beyond the vectors of codes, whose entries are about 1; a parameter, as weight averages keep no buffers.
+            self.text_pad_vector = nn.Parameter(torch.full((text_code_dim,), 2.0), requires_grad=False)
+        if unet_kwargs is not None:
+            self._make_unet()
+            return
         if hidden_size % (2 * num_attention_heads) != 0 or hidden_size < 4 * num_attention_heads:
             raise ValueError(
                 "`hidden_size` / `num_attention_heads` must be an even head dimension of at least 4, so that rows and "
@@ -558,8 +569,6 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
             self.text_embed = nn.Embedding(text_codebook_size + 2, hidden_size)
         else:
             image_dim, text_dim = image_code_dim, text_code_dim
-            # Beyond the vectors of codes, whose entries are about 1; a parameter, as weight averages keep no buffers.
-            self.text_pad_vector = nn.Parameter(torch.full((text_code_dim,), 2.0), requires_grad=False)
         self.image_proj_in = nn.Linear(patch_size**2 * image_dim, hidden_size)
         self.text_proj_in = nn.Linear(text_num_groups * text_dim, hidden_size)
         self.modality_embed = nn.Parameter(torch.empty(2, hidden_size))  # text, image
@@ -582,8 +591,15 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         self.image_proj_out = nn.Linear(hidden_size, patch_size**2 * image_dim)
         self.text_proj_out = nn.Linear(hidden_size, text_num_groups * text_dim)
 
-        self.gradient_checkpointing = False
         self._initialize_weights()
+
+    def _make_unet(self) -> None:
+        config, channels = self.config, self.config.image_code_dim
+        if config.process != "gaussian":
+            raise ValueError(f'`unet_kwargs` needs `process="gaussian"`, but `process` is {config.process!r}.')
+        sizes = {"in_channels": channels, "out_channels": channels * (1 + config.learn_sigma)}
+        self.unet = UNet2DModel(**sizes | {"sample_size": config.sample_size} | config.unet_kwargs)
+        self.register_to_config(patch_size=2 ** (len(self.unet.config.block_out_channels) - 1))
 
     def _initialize_weights(self) -> None:
         """Xavier for the matrices, and every zero that makes the network the identity at the start, in one place."""
@@ -597,8 +613,7 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         for embed in (self.modality_embed, self.given_embed):
             nn.init.normal_(embed, std=0.02)
         # adaLN-Zero: shift, scale and gate start at zero, the blocks' tables too; so does the head.
-        zeros = [self.modulation_proj, self.norm_out_proj, self.image_proj_out, self.text_proj_out]
-        for module in zeros:
+        for module in (self.modulation_proj, self.norm_out_proj, self.image_proj_out, self.text_proj_out):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
         for block in self.transformer_blocks:
@@ -632,9 +647,8 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         """The same modality where nothing is known of it: MASK throughout, or pure noise at time 1."""
         if self.config.process == "masked":
             return torch.full_like(state, self._mask_id(modality))
-        return NoisyLatents(
-            state.noise, torch.ones_like(state.timestep), torch.zeros_like(state.given_mask), state.noise
-        )
+        is_given = torch.zeros_like(state.given_mask)
+        return NoisyLatents(state.noise, torch.ones_like(state.timestep), is_given, state.noise)
 
     def guide(self, conditional: torch.Tensor, unconditional: torch.Tensor, guidance_scale: float) -> torch.Tensor:
         """u + guidance_scale (o - u) of predictions of one modality; a variance (`learn_sigma`) stays that of o."""
@@ -661,9 +675,12 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         if self.config.process == "masked":
             return MaskedRun(scheduler, codes, given, forbidden, self._mask_id(modality))
         vectors, patch_size = vqvae.normalized_codebook(modality), (self.config.patch_size, self.config.patch_size)
+        if self.config.unet_kwargs is not None:
+            patch_size = tuple(codes.shape[1:])  # it is not told what part of a picture is given
+        elif modality == "text":
+            patch_size = (1, self.config.text_num_groups)
         if modality == "text":
             vectors = torch.cat([vectors, self.text_pad_vector[None].float()])
-            patch_size = (1, self.config.text_num_groups)
         shape = (len(codes), vectors.shape[1], *codes.shape[1:])
         noise = randn_tensor(shape, generator=generator, device=codes.device, dtype=torch.float32)
         return GaussianRun(scheduler, codes, given, forbidden, vectors, noise, patch_size, self.config)
@@ -707,7 +724,7 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
             image_given_mask (`torch.BoolTensor` of shape `(B, h, w)`, *optional*):
                 True where vectors are given, which counts for whole patches; by default where time is 0.
             text_given_mask (`torch.BoolTensor` of shape `(B, S/r, G)`, *optional*):
-                The same for text, which counts for whole positions.
+                The same for text.
             return_dict (`bool`, defaults to `True`):
                 Whether to return an output object instead of a tuple.
 
@@ -716,20 +733,23 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
             [`VQDiTGaussianOutput`], or the tuple `(image_sample, text_sample)`.
 
         Raises:
-            `ValueError`: a shape does not fit the configuration, or the other process's inputs are given. The range of
-            the codes is left to the embedding.
+            `ValueError`: a shape does not fit the configuration. The range of the codes is left to the embedding.
         """
-        is_masked = self.config.process == "masked"
+        config, is_masked = self.config, self.config.process == "masked"
         image, text = (image_codes, text_codes) if is_masked else (image_latents, text_latents)
         self._check_inputs(image, text, image_timestep, text_timestep, image_given_mask, text_given_mask)
 
+        if config.unet_kwargs is not None:
+            image = self.unet(image.to(self.dtype), 1000 * image_timestep, return_dict=False)[0].float()
+            text = torch.zeros_like(text).repeat(1, 1 + config.learn_sigma, 1, 1)  # it knows none
+            return VQDiTGaussianOutput(image, text) if return_dict else (image, text)
+
         # 1. Codes or vectors to tokens, text first
-        if is_masked:
-            text_tokens, text_given = self._embed_text(text_codes)  # (B, S/r, D), (B, S/r)
-            image_tokens, image_given = self._embed_image(image_codes)  # (B, h w / p^2, D), (B, h w / p^2)
-        else:
-            text_tokens, text_given = self._project_text(text_latents, text_given_mask, text_timestep)
-            image_tokens, image_given = self._project_image(image_latents, image_given_mask, image_timestep)
+        text_tokens, text_given = self._text_tokens(text, text_given_mask, text_timestep)  # (B, S/r, D), (B, S/r)
+        image_tokens, image_given = self._image_tokens(
+            image, image_given_mask, image_timestep
+        )  # (B, h w / p^2, D), ...
+        if not is_masked:
             text, image = text[:, 0], image[:, 0]  # of the shape of codes
         hidden_states = torch.cat([text_tokens, image_tokens], dim=1)  # (B, L, D)
 
@@ -759,34 +779,29 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
             return image, text
         return VQDiTOutput(image, text) if is_masked else VQDiTGaussianOutput(image, text)
 
-    def _embed_text(self, text_codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The G codes of a position side by side make one token; it is given when none of them is MASK."""
-        tokens = self.text_proj_in(self.text_embed(text_codes).flatten(2)) + self.modality_embed[0]
-        return tokens, (text_codes != self.text_mask_id).all(dim=-1)
-
-    def _embed_image(self, image_codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The p x p codes of a patch side by side make one token; it is given when none of them is MASK."""
-        patches = self._to_patches(image_codes)  # (B, h w / p^2, p^2)
-        tokens = self.image_proj_in(self.image_embed(patches).flatten(2)) + self.modality_embed[1]
-        return tokens, (patches != self.image_mask_id).all(dim=-1)
-
-    def _project_text(
-        self, text_latents: torch.Tensor, given_mask: torch.Tensor | None, timestep: torch.Tensor
+    def _text_tokens(
+        self, text: torch.Tensor, given_mask: torch.Tensor | None, timestep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The G vectors of a position side by side make one token; it is given when all of them are."""
-        vectors = text_latents.movedim(1, -1).flatten(2)  # (B, S/r, G C)
-        tokens = self.text_proj_in(vectors.to(self.text_proj_in.weight.dtype)) + self.modality_embed[0]
-        given = (timestep == 0)[:, None] if given_mask is None else given_mask.all(dim=-1)
-        return tokens, given.expand(tokens.shape[:2])
+        """The G codes or vectors of a position side by side make one token; it is given when all of them are."""
+        if self.config.process == "masked":
+            vectors, given = self.text_embed(text), text != self.text_mask_id
+        else:
+            vectors, given = text.movedim(1, -1).to(self.modality_embed.dtype), given_mask
+            given = (timestep == 0)[:, None, None].expand(vectors.shape[:-1]) if given is None else given
+        return self.text_proj_in(vectors.flatten(2)) + self.modality_embed[0], given.all(dim=-1)
 
-    def _project_image(
-        self, image_latents: torch.Tensor, given_mask: torch.Tensor | None, timestep: torch.Tensor
+    def _image_tokens(
+        self, image: torch.Tensor, given_mask: torch.Tensor | None, timestep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The p x p vectors of a patch side by side make one token; it is given when all of them are."""
-        patches = self._to_patches(image_latents.movedim(1, -1)).flatten(2)  # (B, h w / p^2, p^2 C)
-        tokens = self.image_proj_in(patches.to(self.image_proj_in.weight.dtype)) + self.modality_embed[1]
-        given = (timestep == 0)[:, None] if given_mask is None else self._to_patches(given_mask).all(dim=-1)
-        return tokens, given.expand(tokens.shape[:2])
+        """The p x p codes or vectors of a patch side by side make one token; it is given when all of them are."""
+        if self.config.process == "masked":
+            image = self._to_patches(image)  # (B, h w / p^2, p^2)
+            vectors, given = self.image_embed(image), image != self.image_mask_id
+        else:
+            vectors = self._to_patches(image.movedim(1, -1).to(self.modality_embed.dtype))  # (B, h w / p^2, p^2, C)
+            given = (timestep == 0)[:, None, None].expand(image[:, 0].shape) if given_mask is None else given_mask
+            given = self._to_patches(given)
+        return self.image_proj_in(vectors.flatten(2)) + self.modality_embed[1], given.all(dim=-1)
 
     def _to_patches(self, image: torch.Tensor) -> torch.Tensor:
         """(B, h, w, ...) -> (B, h w / p^2, p^2, ...)"""

@@ -102,13 +102,16 @@ class VQDiTPipeline(DiffusionPipeline):
         vqvae ([`MultimodalVQVAE`]):
             Pictures and captions to codes and back.
         transformer ([`VQDiTModel`]):
-            Predicts the clean codes of both modalities.
+            Predicts the clean codes of both modalities, or their vectors where its process is Gaussian.
         tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
             Words to token ids. Its `[PAD]`, `[EOS]` and `[MASK]` are three distinct special tokens.
-        scheduler ([`MaskedDiffusionScheduler`]):
-            Draws image codes. Order, temperature and the like are settings of its config.
-        text_scheduler ([`MaskedDiffusionScheduler`], *optional*):
-            Draws text codes; by default a copy of `scheduler`.
+        scheduler ([`MaskedDiffusionScheduler`] or one of `GAUSSIAN_SCHEDULERS`, of diffusers):
+            Takes the steps of the image. Order, temperature, solver and the like are settings of its config.
+        text_scheduler (the same, *optional*):
+            Takes the steps of the text; by default a copy of `scheduler`.
+
+    Of the last call `num_forward_passes` tells how often it called the transformer, and `num_forward_rows` how many
+    rows went through it.
     """
 
     # The order of their last use, as in diffusers' inpainting pipelines: the VQ-VAE also encodes before.
@@ -136,7 +139,7 @@ class VQDiTPipeline(DiffusionPipeline):
         )
         self.image_processor = VaeImageProcessor(do_resize=False, do_normalize=False, do_convert_rgb=True)
         self.mask_processor = VaeImageProcessor(do_resize=False, do_normalize=False, do_convert_grayscale=True)
-        self._num_forward_passes = self._num_forward_rows = 0
+        self.num_forward_passes = self.num_forward_rows = 0
 
     @property
     def guidance_scale(self) -> float:
@@ -152,16 +155,6 @@ class VQDiTPipeline(DiffusionPipeline):
     def num_timesteps(self) -> int:
         """Number of steps of the last call."""
         return self._num_timesteps
-
-    @property
-    def num_forward_passes(self) -> int:
-        """How many times the last call called the transformer."""
-        return self._num_forward_passes
-
-    @property
-    def num_forward_rows(self) -> int:
-        """How many rows, in all batches together, went through the transformer in the last call."""
-        return self._num_forward_rows
 
     @property
     def interrupt(self) -> bool:
@@ -222,8 +215,8 @@ class VQDiTPipeline(DiffusionPipeline):
                 Codes wholly inside it are kept, most if it lies on the code grid, as `"center"` does.
             strength (`float`, *optional*):
                 Generates the given image (with `mask_image` its white part) anew from a noised state: the last
-                `strength` of the steps run, from the codes masked for the time of the first of them. 0, or less than
-                one step, returns the image as it is encoded; 1 keeps nothing of it and is plain generation.
+                `strength` of the steps run, from codes masked or noised for the time of the first of them. 0, or less
+                than one step, returns the image as it is encoded; 1 keeps nothing of it and is plain generation.
             composite (`bool`, *optional*, defaults to `False`):
                 Whether pixels that were given and not masked are put back into the generated pictures, exactly as
                 given (after resizing). Needs `mask_image` or `image_position`.
@@ -244,9 +237,9 @@ class VQDiTPipeline(DiffusionPipeline):
                 Where both are generated: `"text_first"` draws the text, then the image given it; `"image_first"` the
                 other way round; `"together"` takes their steps side by side, until the one with fewer is done.
             guidance_scale (`float`, *optional*, defaults to 3.0):
-                Guidance of the picture by the caption: logits `u + guidance_scale * (o - u)`, with o given the caption
-                and u without it (Ho & Salimans 2022). Off at 1 or below. Each active guidance adds its rows to the
-                batch.
+                Guidance of the picture by the caption: `u + guidance_scale * (o - u)` of logits or vectors, with o
+                given the caption and u without it (Ho & Salimans 2022). Off at 1 or below. Each active guidance adds
+                its rows to the batch.
             text_guidance_scale (`float`, *optional*, defaults to 1.0):
                 Guidance of the caption by the picture, likewise.
             guidance_schedule (`str`, *optional*, defaults to `"constant"`):
@@ -272,6 +265,8 @@ class VQDiTPipeline(DiffusionPipeline):
                 ends with the current prediction.
             callback_on_step_end_tensor_inputs (`tuple`, *optional*, defaults to `("image_codes", "text_codes")`):
                 What `callback_kwargs` holds: `image_codes` `(B, h, w)` and `text_codes` `(B, S/r, G)`, MASK included.
+                Of a Gaussian process they are those nearest to the prediction, to look at; what it may change are
+                `image_latents` `(B, C, h, w)` and `text_latents` `(B, C, S/r, G)`, in the scale of the scheduler.
 
         Returns:
             [`VQDiTPipelineOutput`], or the tuple `(images, texts)`; `None` stands for what was not generated.
@@ -317,7 +312,7 @@ class VQDiTPipeline(DiffusionPipeline):
             )
         self._guidance_scale, self._text_guidance_scale = guidance_scale, text_guidance_scale
         self._guidance_schedule, self._guidance_interval = guidance_schedule, guidance_interval
-        self._num_forward_passes = self._num_forward_rows = 0
+        self.num_forward_passes = self.num_forward_rows = 0
         self._interrupt = False
 
         # 2. Encode what is given; with `strength` none of the picture is, but for what lies outside a mask
@@ -344,6 +339,9 @@ class VQDiTPipeline(DiffusionPipeline):
         generated = _choose_modalities(output_modalities, not bool(image_given.all()), not bool(text_given.all()))
         if (strength is not None or composite) and "image" not in generated:
             raise ValueError("`strength` and `composite` need a generated image, and this call generates none.")
+        has_text = bool(text_given.any()) or negative_codes is not None
+        if self.transformer.config.unet_kwargs is not None and (generated != {"image"} or has_text):
+            raise ValueError('A U-Net knows pictures alone: pass `output_modalities=("image",)`, and no prompt.')
         if num_prompts_per_image > 1 and "text" not in generated:
             raise ValueError("`num_prompts_per_image` needs a generated text: pass `num_images_per_prompt` instead.")
         if negative_codes is not None and not ("image" in generated and guidance_scale > 1):
@@ -474,11 +472,11 @@ class VQDiTPipeline(DiffusionPipeline):
                 "`strength` needs a picture everywhere, and `image_position` leaves the canvas around it empty: pass"
                 " one of them, and the other in a second call."
             )
-        output_type = choices["output_type"][0]
-        if composite and ((given["mask_image"] is None and image_position is None) or output_type == "latent"):
+        is_latent = choices["output_type"][0] == "latent"
+        if composite and ((given["mask_image"] is None and image_position is None) or is_latent):
             raise ValueError(
                 "`composite` puts kept pixels back into a picture: pass `mask_image` or `image_position` with it, and"
-                f" an `output_type` other than 'latent', got {output_type!r}."
+                f" an `output_type` other than 'latent', got {choices['output_type'][0]!r}."
             )
         num_images, num_prompts = counts["num_images_per_prompt"], counts["num_prompts_per_image"]
         if 1 < num_images != num_prompts > 1:
@@ -607,8 +605,7 @@ class VQDiTPipeline(DiffusionPipeline):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         What the transformer predicts of both modalities from their states: of codes `(B, h, w)` and `(B, S/r, G)` with
-        MASK in them the raw logits of the clean ones, `(B, h, w, V_x)` and `(B, S/r, G, V_y + 1)`; of noisy vectors,
-        `(B, C, h, w)` and `(B, C, S/r, G)`, what its `prediction_type` says.
+        MASK in them raw logits `(B, h, w, V_x)` and `(B, S/r, G, V_y + 1)`; of noisy vectors what it is trained for.
 
         A modality that is guided (a scale above 1) is predicted once more with the other one wholly unknown, its given
         parts included, or with `negative_text` in place of the text. All rows go through the transformer in one batch,
@@ -654,8 +651,8 @@ class VQDiTPipeline(DiffusionPipeline):
             return
         with self.transformer.cache_context("+".join(inputs)):
             predictions = self.transformer(**batch, return_dict=False)
-        self._num_forward_passes += 1
-        self._num_forward_rows += sum(counts)
+        self.num_forward_passes += 1
+        self.num_forward_rows += sum(counts)
         for kind, *parts in zip(inputs, *(x.split(counts) for x in predictions), strict=True):
             if kind in rows:
                 last = zip(rows[kind].predictions, parts, strict=True)

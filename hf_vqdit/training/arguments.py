@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import diffusers
 import yaml
 from diffusers import SchedulerMixin
 from transformers import HfArgumentParser
@@ -19,13 +18,10 @@ from transformers import HfArgumentParser
 from hf_vqdit.data import load_pairs
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
 from hf_vqdit.models.transformer_vqdit import VQDiTModel
-from hf_vqdit.pipelines.pipeline_vqdit import GAUSSIAN_SCHEDULERS
-from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from hf_vqdit.training.codebook import CodebookTrainer
 from hf_vqdit.training.distillation import DistillationConfig
-from hf_vqdit.training.gaussian import GaussianLossConfig
 from hf_vqdit.training.losses import TOKENIZER_LOSS_WEIGHTS
-from hf_vqdit.training.masked import MaskedLossConfig
+from hf_vqdit.training.processes import LOSS_CONFIGS, PICTURES_ALONE, UNET_KWARGS, check_unet, scheduler_class
 from hf_vqdit.training.times import TimeMixture
 
 CONFIG_FORMAT_VERSION = 1  # of the YAML files; a change that would misread older files raises it
@@ -225,6 +221,13 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
         default="masked",
         metadata=_help("What is diffused: codes that are hidden, or their vectors, which are noised."),
     )
+    backbone: Literal["dit", "unet"] = field(
+        default="dit",
+        metadata=_help(
+            "The network: the transformer, or for comparison the U-Net of diffusers over pictures alone "
+            "(`unet_kwargs` of `model_init_kwargs`)."
+        ),
+    )
     noise_scheduler: str | None = field(
         default=None,
         metadata=_help(
@@ -273,10 +276,14 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
         self.model_init_kwargs.check("model_init_kwargs", VQDiTModel)
         if "process" in self.model_init_kwargs:
             raise ValueError("`model_init_kwargs` must not hold `process`, which is a flag of its own.")
+        if self.backbone == "unet" or "unet_kwargs" in self.model_init_kwargs:
+            check_unet(self.backbone, self.process, self.loss_config, self.time_mixture)
+            self.model_init_kwargs["unet_kwargs"] = UNET_KWARGS | self.model_init_kwargs.get("unet_kwargs", {})
+            self.time_mixture = Keywords(PICTURES_ALONE)
         self.scheduler_kwargs.check("scheduler_kwargs", self.scheduler_class)
         self.text_scheduler_kwargs.check("text_scheduler_kwargs", self.scheduler_class)
         self.time_mixture.check("time_mixture", TimeMixture)
-        self.loss_config.check("loss_config", self.loss_class)
+        self.loss_config.check("loss_config", LOSS_CONFIGS[self.process])
         self.distill_config.check("distill_config", DistillationConfig)
         if self.distill_from is not None:
             self._check_distillation()
@@ -295,24 +302,9 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
                 setattr(self, name, value)
 
     @property
-    def loss_class(self) -> type[MaskedLossConfig] | type[GaussianLossConfig]:
-        """What `loss_config` are the arguments of."""
-        return MaskedLossConfig if self.process == "masked" else GaussianLossConfig
-
-    @property
     def scheduler_class(self) -> type[SchedulerMixin]:
         """What `scheduler_kwargs` and `text_scheduler_kwargs` are the arguments of."""
-        if self.process == "masked":
-            if self.noise_scheduler is not None:
-                raise ValueError(
-                    '`noise_scheduler` is for `process="gaussian"`: codes are hidden by no other than ours.'
-                )
-            return MaskedDiffusionScheduler
-        is_flow = self.model_init_kwargs.get("prediction_type") == "flow_prediction"
-        name = self.noise_scheduler or ("FlowMatchEulerDiscreteScheduler" if is_flow else "DDPMScheduler")
-        if name not in GAUSSIAN_SCHEDULERS:
-            raise ValueError(f"`noise_scheduler` must be one of {', '.join(GAUSSIAN_SCHEDULERS)}, got {name!r}.")
-        return getattr(diffusers, name)
+        return scheduler_class(self.process, self.noise_scheduler, self.model_init_kwargs.get("prediction_type"))
 
     def _check_distillation(self) -> None:
         if self.process != "masked":

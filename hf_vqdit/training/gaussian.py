@@ -1,10 +1,8 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """The training objective of Gaussian diffusion: noise the vectors of codes, and predict what the model predicts."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn as nn
@@ -12,8 +10,7 @@ import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 from diffusers import SchedulerMixin
 
-from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
-from hf_vqdit.models.transformer_vqdit import VQDiTModel, original_sample
+from hf_vqdit.models.transformer_vqdit import original_sample
 from hf_vqdit.schedulers.noise_levels import NoiseLevels, gaussian_nats, rounding_nats
 
 from .rows import given_regions, is_trained, pad_weight, park_missing, sums_by_time
@@ -232,46 +229,6 @@ def gaussian_objective(
         sums=sums_by_time("image_error", image_errors, image.counted, image.time)
         | sums_by_time("text_error", text_errors, text.counted, text.time),
     )
-
-
-def code_vectors(vqvae: MultimodalVQVAE, model: VQDiTModel) -> tuple[torch.FloatTensor, torch.FloatTensor]:
-    """
-    The vectors of all codes that a model works on.
-
-    Args:
-        vqvae (`MultimodalVQVAE`):
-            The tokenizer, whose statistics were measured.
-        model (`VQDiTModel`):
-            A model of the Gaussian process.
-
-    Returns:
-        `tuple[torch.FloatTensor, torch.FloatTensor]`: those of image codes `(V_x, C)`, and those of text codes and PAD
-        `(V_y + 1, C)`.
-    """
-    image_vectors, text_vectors = (vqvae.normalized_codebook(name) for name in ("image", "text"))
-    padding = model.text_pad_vector.detach()[None].to(text_vectors)
-    return image_vectors, torch.cat([text_vectors, padding])
-
-
-def scheduler_settings(model: VQDiTModel, scheduler_class: type[SchedulerMixin]) -> dict[str, Any]:
-    """
-    What the settings of a scheduler have to be for a model of the Gaussian process.
-
-    Args:
-        model (`VQDiTModel`):
-            The model.
-        scheduler_class (`type`):
-            A scheduler of diffusers.
-
-    Returns:
-        `dict[str, Any]`: Those settings that differ from the scheduler's defaults, or may.
-    """
-    is_flow = model.config.prediction_type == "flow_prediction"
-    settings = {"prediction_type": model.config.prediction_type, "use_flow_sigmas": is_flow, "clip_sample": False}
-    if model.config.learn_sigma and scheduler_class.__name__.startswith("DDPM"):
-        settings["variance_type"] = "learned_range"
-    known = inspect.signature(scheduler_class.__init__).parameters
-    return {name: value for name, value in settings.items() if name in known}
 
 
 def noise_vectors(

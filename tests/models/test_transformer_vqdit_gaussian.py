@@ -181,6 +181,42 @@ def test_gradient_checkpointing_changes_nothing(autocast):
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
+def test_layerwise_casting_leaves_what_is_sensitive_alone():
+    model, inputs = wake(make_model()), make_inputs()
+    before = model(**inputs)
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    after = model(**inputs)
+    for x, y in zip(before.values(), after.values(), strict=True):
+        assert 0 < (x - y).abs().max() < 0.2 * x.abs().max()
+
+
+# The U-Net in the transformer's place
+
+UNET = {"block_out_channels": (32, 64), "norm_num_groups": 8, "layers_per_block": 1}
+UNET |= {"down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")}
+
+
+@pytest.mark.parametrize("learn_sigma", (False, True))
+def test_a_unet_predicts_pictures_alone(learn_sigma, tmp_path):
+    model, inputs = make_model(unet_kwargs=UNET, learn_sigma=learn_sigma), make_inputs()
+    output = model(**inputs)
+    factor = 1 + learn_sigma
+    assert output.image_sample.shape == (3, factor * C_X, 4, 4) and output.image_sample.dtype == torch.float32
+    assert output.text_sample.shape == (3, factor * C_Y, 3, 2) and output.text_sample.abs().max() == 0
+    other = model(**inputs | {"text_latents": inputs["text_latents"] + 1, "text_timestep": torch.ones(3)})
+    assert torch.equal(output.image_sample, other.image_sample)
+    assert not torch.equal(output.image_sample, model(**inputs | {"image_timestep": torch.ones(3)}).image_sample)
+    assert model.config.patch_size == 2  # what its pictures have to be multiples of
+    model.save_pretrained(tmp_path)
+    loaded = VQDiTModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**inputs).image_sample, output.image_sample) and loaded.config.patch_size == 2
+
+
+def test_a_unet_of_codes_is_refused():
+    with pytest.raises(ValueError, match="`unet_kwargs` needs `process=\"gaussian\"`.*'masked'"):
+        make_model(process="masked", unet_kwargs=UNET)
+
+
 # Bad input
 
 

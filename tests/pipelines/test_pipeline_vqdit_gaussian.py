@@ -344,6 +344,40 @@ def test_offloading_hooks_change_nothing(pipeline):
     assert torch.equal(before[0], codes_of(pipeline, prompt=PROMPT)[0])
 
 
+# The U-Net in the transformer's place
+
+
+@pytest.fixture
+def unet(tiny_pipeline):
+    sizes = {"block_out_channels": (16, 32), "norm_num_groups": 8, "layers_per_block": 1}
+    sizes |= {"down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")}
+    return make_gaussian_pipeline(tiny_pipeline, unet_kwargs=sizes, prediction_type="flow_prediction")
+
+
+def test_a_unet_draws_pictures_and_keeps_what_is_given(unet):
+    alone = {"output_modalities": ("image",)}
+    assert unet(**alone, num_inference_steps=2, height=24, width=40).images[0].size == (40, 24)
+    images, texts = codes_of(unet, **alone, image=picture(), mask_image=LEFT_HALF)
+    kept, given = unet.prepare_image_codes(*unet.preprocess([picture()], [LEFT_HALF], None, None))
+    assert torch.equal(images[given], kept[given]) and texts is None
+
+
+def test_what_is_given_to_a_unet_has_the_noise_of_its_neighbours(unet):
+    calls = watch_transformer(unet)
+    codes_of(unet, output_modalities=("image",), image=picture(), mask_image=LEFT_HALF)
+    assert not any(call["image_given_mask"].any() for call in calls)
+    assert calls[0]["image_latents"].std() == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ({"prompt": PROMPT}, {}, {"output_modalities": ("text",)}, {"image": picture()}, {"negative_prompt": "a star"}),
+)
+def test_a_unet_knows_no_text(unet, given):
+    with pytest.raises(ValueError, match="A U-Net knows pictures alone: pass `output_modalities"):
+        unet(**given)
+
+
 # Bad input
 
 

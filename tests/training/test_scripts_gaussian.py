@@ -11,7 +11,6 @@ from script_runs import COMMANDS, DIT, assert_close, assert_equal, metrics, run_
 
 import hf_vqdit
 from hf_vqdit.training.arguments import TrainDiTArguments, parse_arguments
-from hf_vqdit.training.gaussian import GaussianLossConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
@@ -102,6 +101,18 @@ def test_fine_tuning_starts_from_the_weights_that_were_given(trained, tmp_path):
     assert kind == "flow" or (index["beta_schedule"], index["variance_type"]) == ("squaredcos_cap_v2", "learned_range")
 
 
+def test_a_unet_is_trained_on_pictures_alone(tokenizer, tmp_path):
+    unet = {"block_out_channels": [16, 32], "norm_num_groups": 8, "layers_per_block": 1}
+    flags = ["--process", "gaussian", "--backbone", "unet", "--vqvae_model_name_or_path", str(tokenizer)]
+    flags += ["--model_init_kwargs", json.dumps({"unet_kwargs": unet}), "--validation_steps", "4"]
+    folder = run_in_process("train_dit", tmp_path / "unet", *flags)
+    logged = metrics("train_dit", folder)
+    assert logged["image_error", 4] > 0 and logged["validation/bits_x", 4] > 0
+    assert not [name for name, _ in logged if name.startswith("text_error") or "bits_y" in name]
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    assert len(pipeline(output_modalities=("image",), num_inference_steps=2).images) == 1
+
+
 # What is refused
 
 
@@ -137,6 +148,16 @@ def test_a_scheduler_whose_settings_do_not_fit_is_refused_before_any_step(tokeni
         (["--process", "gaussian", "--scheduler_kwargs", '{"order": "random"}'], "`scheduler_kwargs`.*'order'"),
         (["--process", "gaussian", "--loss_config", '{"label_smoothing": 0.1}'], "`loss_config`.*'label_smoothing'"),
         (["--loss_config", '{"min_snr_gamma": 5}'], "`loss_config`.*'min_snr_gamma'"),
+        (["--backbone", "unet"], '`backbone` "unet" needs `process` "gaussian", got \'masked\''),
+        (["--model_init_kwargs", '{"unet_kwargs": {}}'], "`unet_kwargs`.*needs `backbone` \"unet\", got 'dit'"),
+        (
+            ["--process", "gaussian", "--backbone", "unet", "--time_mixture", '{"image": 1, "text": 0.5}'],
+            "knows pictures alone: leave `time_mixture` out.*'text': 0.5",
+        ),
+        (
+            ["--process", "gaussian", "--backbone", "unet", "--loss_config", '{"region_fraction": 0.5}'],
+            "leave `region_fraction` out",
+        ),
         (["--model_init_kwargs", '{"process": "gaussian"}'], "`model_init_kwargs` must not hold `process`"),
     ),
 )
@@ -155,4 +176,4 @@ def test_a_student_of_a_gaussian_teacher_is_refused():
 def test_settings_are_those_of_the_process():
     flags = [*COMMANDS["train_dit"], "--output_dir", "x", "--vqvae_model_name_or_path", "y", "--process", "gaussian"]
     arguments = parse_arguments(TrainDiTArguments, "dit", flags)
-    assert arguments.scheduler_class is diffusers.DDPMScheduler and arguments.loss_class is GaussianLossConfig
+    assert arguments.scheduler_class is diffusers.DDPMScheduler

@@ -1,0 +1,127 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""What goes with each process: its loss, its schedulers, the vectors that it noises, and the U-Net to compare with."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import SchedulerMixin
+
+from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
+from hf_vqdit.models.transformer_vqdit import VQDiTModel
+from hf_vqdit.pipelines.pipeline_vqdit import GAUSSIAN_SCHEDULERS
+from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
+
+from .gaussian import GaussianLossConfig
+from .masked import MaskedLossConfig
+from .times import TimeMixture
+
+LOSS_CONFIGS = {"masked": MaskedLossConfig, "gaussian": GaussianLossConfig}
+UNET_KWARGS = {  # two levels, with attention at the lower one
+    "block_out_channels": [96, 192],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+}
+PICTURES_ALONE = {field.name: float(field.name == "image") for field in fields(TimeMixture)}
+
+
+def scheduler_class(process: str, noise_scheduler: str | None, prediction_type: str | None) -> type[SchedulerMixin]:
+    """
+    The class of the schedulers that training reads the noise off, and that the pipeline is saved with.
+
+    Args:
+        process (`str`):
+            `"masked"` or `"gaussian"`.
+        noise_scheduler (`str`, *optional*):
+            The name of a class of diffusers.
+        prediction_type (`str`, *optional*):
+            That of the model; of a flow the default is another class.
+
+    Returns:
+        `type`
+
+    Raises:
+        `ValueError`: There is no such scheduler for the process.
+    """
+    if process == "masked":
+        if noise_scheduler is not None:
+            raise ValueError(
+                f'`noise_scheduler` is for `process="gaussian"`, as codes are hidden by ours: got {noise_scheduler!r}.'
+            )
+        return MaskedDiffusionScheduler
+    default = "FlowMatchEulerDiscreteScheduler" if prediction_type == "flow_prediction" else "DDPMScheduler"
+    if (name := noise_scheduler or default) not in GAUSSIAN_SCHEDULERS:
+        raise ValueError(f"`noise_scheduler` must be one of {', '.join(GAUSSIAN_SCHEDULERS)}, got {name!r}.")
+    return getattr(diffusers, name)
+
+
+def check_unet(backbone: str, process: str, loss_config: Mapping[str, Any], time_mixture: Mapping[str, float]) -> None:
+    """
+    Refuse what a U-Net over pictures alone cannot do.
+
+    Args:
+        backbone (`str`):
+            The one that the settings name.
+        process (`str`):
+            The process.
+        loss_config (`Mapping[str, Any]`):
+            Arguments of the loss.
+        time_mixture (`Mapping[str, float]`):
+            Which tasks are trained.
+
+    Raises:
+        `ValueError`: one of them does not go with it.
+    """
+    if backbone != "unet":
+        raise ValueError(f'`unet_kwargs` of `model_init_kwargs` needs `backbone` "unet", got {backbone!r}.')
+    if process != "gaussian":
+        raise ValueError(f'`backbone` "unet" needs `process` "gaussian", got {process!r}.')
+    if loss_config.get("region_fraction"):
+        raise ValueError('`backbone` "unet" is not told what is given: leave `region_fraction` out of `loss_config`.')
+    if any(weight for name, weight in time_mixture.items() if name != "image"):
+        raise ValueError(
+            f'`backbone` "unet" knows pictures alone: leave `time_mixture` out, got {dict(time_mixture)}.'
+        )
+
+
+def code_vectors(vqvae: MultimodalVQVAE, model: VQDiTModel) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+    """
+    The vectors of all codes that a model works on.
+
+    Args:
+        vqvae (`MultimodalVQVAE`):
+            The tokenizer, whose statistics were measured.
+        model (`VQDiTModel`):
+            A model of the Gaussian process.
+
+    Returns:
+        `tuple[torch.FloatTensor, torch.FloatTensor]`: those of image codes `(V_x, C)`, and those of text codes and PAD
+        `(V_y + 1, C)`.
+    """
+    image_vectors, text_vectors = (vqvae.normalized_codebook(name) for name in ("image", "text"))
+    padding = model.text_pad_vector.detach()[None].to(text_vectors)
+    return image_vectors, torch.cat([text_vectors, padding])
+
+
+def scheduler_settings(model: VQDiTModel, scheduler_class: type[SchedulerMixin]) -> dict[str, Any]:
+    """
+    What the settings of a scheduler have to be for a model of the Gaussian process.
+
+    Args:
+        model (`VQDiTModel`):
+            The model.
+        scheduler_class (`type`):
+            A scheduler of diffusers.
+
+    Returns:
+        `dict[str, Any]`: Those settings that differ from the scheduler's defaults, or may.
+    """
+    is_flow = model.config.prediction_type == "flow_prediction"
+    settings = {"prediction_type": model.config.prediction_type, "use_flow_sigmas": is_flow, "clip_sample": False}
+    if model.config.learn_sigma and scheduler_class.__name__.startswith("DDPM"):
+        settings["variance_type"] = "learned_range"
+    known = inspect.signature(scheduler_class.__init__).parameters
+    return {name: value for name, value in settings.items() if name in known}

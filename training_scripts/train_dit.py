@@ -45,11 +45,12 @@ from hf_vqdit.training.distillation import (
 from hf_vqdit.training.gaussian import GaussianLoss, gaussian_objective
 from hf_vqdit.training.masked import MaskedLoss, masked_objective
 from hf_vqdit.training.previews import preview_pipeline
-from hf_vqdit.training.processes import LOSS_CONFIGS, code_vectors, scheduler_settings
+from hf_vqdit.training.processes import LOSS_CONFIGS, code_vectors, measure_priors, scheduler_settings
 from hf_vqdit.training.run import TrainingRun, make_optimizer
 from hf_vqdit.training.times import TimeMixture, TimeTable, draw_times, row_generator, step_generator
 
 Loss = MaskedLoss | GaussianLoss
+NUM_PRIOR_SAMPLES = 2000  # pairs in which codes are counted
 
 # What is logged of a validation -> the direction whose bound on -log2 p it is, in bits a pair.
 BOUNDS = {"bits_x": "x", "bits_y": "y", "bits_x_given_y": "x|y", "bits_y_given_x": "y|x", "bits_x_and_y": "x,y"}
@@ -72,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Model, optimizer, averaged weights, the pipeline around them
     model, schedulers = make_model(args, vqvae, held_out[0])
+    if args.process == "gaussian":
+        measure_priors(vqvae, model, run.first_batches(train_set, collate_fn, NUM_PRIOR_SAMPLES))
     distill_config = DistillationConfig(**args.distill_config) if args.distill_from is not None else None
     objective = make_objective(run, model, vqvae, distill_config)
     optimizer = make_optimizer(model, args)

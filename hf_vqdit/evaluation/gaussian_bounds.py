@@ -9,7 +9,10 @@ With levels r = t_1 < ... < t_N of noise and codes z whose vectors are x_0 (Ho 2
 
 where p(x_{t-1} | x_t) has the variance that the network predicts, or that of the posterior. The last term is the
 cross-entropy of the Gaussian that the network predicts at level r, rounded to the vectors of all codes: a probability
-of codes, so that the sum is one too, and stands beside the bound of a masked process. r = 1 is the whole chain.
+of codes, so that the sum is one too, and stands beside the bound of a masked process.
+
+r = 1 is the whole chain. But codes may have nearly the same vectors, and what little a network errs at little noise
+counts there by the large ratio of signal to noise: with a later r the bound is tighter.
 """
 
 import math
@@ -57,7 +60,7 @@ def gaussian_bound_bits_per_pair(
     num_samples: int,
     generator: torch.Generator,
     batch_size: int = 64,
-    rounding_level: int = 1,
+    rounding_level: int | None = None,
 ) -> torch.Tensor:
     """
     An unbiased estimate of the upper bound on -log2 p for each pair of image x and text y.
@@ -82,8 +85,9 @@ def gaussian_bound_bits_per_pair(
             Draws the levels and the noise, on its own device.
         batch_size (`int`, defaults to 64):
             Rows of one forward pass.
-        rounding_level (`int`, defaults to 1):
-            r. With each there is a bound; the levels below it are left to the rounding.
+        rounding_level (`int`, *optional*):
+            r. With each there is a bound; the levels below it are left to the rounding. By default the last level of
+            the first predicted modality that has no more than half as much noise as signal, sigma <= alpha / 2.
 
     Returns:
         `torch.DoubleTensor` of shape `(N,)`, on the CPU.
@@ -101,6 +105,9 @@ def gaussian_bound_bits_per_pair(
     if len(num_levels) > 1:
         raise ValueError(f"Image and text must have one number of levels for {which!r}, got {sorted(num_levels)}.")
     num_levels = num_levels.pop()
+    if rounding_level is None:
+        levels = next(side.levels for side in sides.values() if side.role == "predicted")
+        rounding_level = max(1, int((levels.sigma <= levels.alpha / 2).sum()) - 1)
     if min(num_samples, batch_size, len(image_codes), rounding_level) < 1 or rounding_level >= num_levels:
         raise ValueError(
             "`num_samples`, `batch_size` and the number of pairs must be at least 1, and `rounding_level` in "
@@ -133,22 +140,25 @@ class Side:
             The vectors of all codes; PAD is the last one of text.
         levels (`NoiseLevels`):
             Its noise.
+        log_prior (`torch.FloatTensor` of shape `(V,)`):
+            How often each code comes.
     """
 
     role: str
     codes: torch.LongTensor
     vectors: torch.FloatTensor
     levels: NoiseLevels
+    log_prior: torch.FloatTensor
 
     @classmethod
     def of(cls, pipeline: DiffusionPipeline, name: str, codes: torch.LongTensor, role: str) -> "Side":
         """The side of a pipeline."""
-        scheduler = pipeline.scheduler if name == "image" else pipeline.text_scheduler
-        levels = NoiseLevels(scheduler, pipeline.transformer.config.prediction_type)
-        vectors = pipeline.vqvae.normalized_codebook(name)
+        model, vectors = pipeline.transformer, pipeline.vqvae.normalized_codebook(name)
         if name == "text":
-            vectors = torch.cat([vectors, pipeline.transformer.text_pad_vector[None].float()])
-        return cls(role, codes, vectors, levels)
+            vectors = torch.cat([vectors, model.text_pad_vector[None].float()])
+        scheduler = pipeline.scheduler if name == "image" else pipeline.text_scheduler
+        levels = NoiseLevels(scheduler, model.config.prediction_type)
+        return cls(role, codes, vectors, levels, getattr(model, f"{name}_log_prior").float())
 
     def clean(self, rows: slice = slice(None)) -> torch.FloatTensor:
         """x_0 of some rows, `(B, C, ...)`."""
@@ -221,6 +231,6 @@ def _step_nats(
     if (end == 0).all():
         is_learned = config.learn_sigma and (start == 1).all()  # it was learned for steps of one level
         variance = step.log_variance(interpolation[0]).exp() if is_learned else (sigma / alpha).square()
-        return rounding_nats(side.codes[rows], side.vectors, predicted, variance)
+        return rounding_nats(side.codes[rows], side.vectors, predicted, variance, side.log_prior)
     log_variance = step.log_variance(interpolation[0]) if config.learn_sigma else step.variance.log()
     return gaussian_nats(step.clean * (predicted - side.clean(rows)), step.variance, log_variance).sum(dim=1)

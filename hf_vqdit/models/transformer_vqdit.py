@@ -540,8 +540,11 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
             )
         self.gradient_checkpointing = False
         if process == "gaussian":
-            # Beyond the vectors of codes, whose entries are about 1; a parameter, as weight averages keep no buffers.
+            # Beyond the vectors of codes, whose entries are about 1. Parameters, as weight averages keep no buffers.
             self.text_pad_vector = nn.Parameter(torch.full((text_code_dim,), 2.0), requires_grad=False)
+            # How often codes come, for the bound: log-probabilities up to a constant
+            self.image_log_prior = nn.Parameter(torch.zeros(image_codebook_size), requires_grad=False)
+            self.text_log_prior = nn.Parameter(torch.zeros(text_codebook_size + 1), requires_grad=False)
         if unet_kwargs is not None:
             self._make_unet()
             return
@@ -779,9 +782,7 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
             return image, text
         return VQDiTOutput(image, text) if is_masked else VQDiTGaussianOutput(image, text)
 
-    def _text_tokens(
-        self, text: torch.Tensor, given_mask: torch.Tensor | None, timestep: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _text_tokens(self, text, given_mask, timestep) -> tuple[torch.Tensor, torch.Tensor]:
         """The G codes or vectors of a position side by side make one token; it is given when all of them are."""
         if self.config.process == "masked":
             vectors, given = self.text_embed(text), text != self.text_mask_id
@@ -790,9 +791,7 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
             given = (timestep == 0)[:, None, None].expand(vectors.shape[:-1]) if given is None else given
         return self.text_proj_in(vectors.flatten(2)) + self.modality_embed[0], given.all(dim=-1)
 
-    def _image_tokens(
-        self, image: torch.Tensor, given_mask: torch.Tensor | None, timestep: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _image_tokens(self, image, given_mask, timestep) -> tuple[torch.Tensor, torch.Tensor]:
         """The p x p codes or vectors of a patch side by side make one token; it is given when all of them are."""
         if self.config.process == "masked":
             image = self._to_patches(image)  # (B, h w / p^2, p^2)

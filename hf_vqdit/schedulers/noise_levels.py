@@ -141,13 +141,17 @@ def gaussian_nats(mean_error: torch.Tensor, variance: torch.Tensor, log_variance
 
 
 def rounding_nats(
-    codes: torch.LongTensor, vectors: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor
+    codes: torch.LongTensor,
+    vectors: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    log_prior: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     -log of the probability of codes when N(`mean`, `variance`) is rounded to the vectors of codes, in nats.
 
-    p(z) = N(e_z; mean, variance) / sum_v N(e_v; mean, variance), as the decoder of Diffusion-LM (Li 2022, Sec. 4.2)
-    with the distances to the embeddings for logits.
+    p(z) is proportional to p_z N(e_z; mean, variance): the decoder of Diffusion-LM (Li 2022, Sec. 4.2) with the
+    distances to the embeddings for logits. The prior tells codes apart whose vectors are nearly the same.
 
     Args:
         codes (`torch.LongTensor` of shape `(B, ...)`):
@@ -158,6 +162,8 @@ def rounding_nats(
             The mean.
         variance (`torch.Tensor`, broadcast to `mean`):
             The variance of each channel.
+        log_prior (`torch.Tensor` of shape `(V,)`, *optional*):
+            log p_z up to a constant; by default all codes come as often.
 
     Returns:
         `torch.Tensor` of shape `(B, ...)`.
@@ -165,4 +171,5 @@ def rounding_nats(
     precision = (1 / variance).expand_as(mean).movedim(1, -1)  # (B, ..., C)
     # log N(e; m, s) = (m e - e^2 / 2) / s + what does not depend on e
     logits = (precision * mean.movedim(1, -1)) @ vectors.T - 0.5 * precision @ vectors.square().T  # (B, ..., V)
+    logits = logits if log_prior is None else logits + log_prior
     return F.cross_entropy(logits.flatten(0, -2), codes.flatten(), reduction="none").view_as(codes)

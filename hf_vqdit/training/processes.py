@@ -2,7 +2,7 @@
 """What goes with each process: its loss, its schedulers, the vectors that it noises, and the U-Net to compare with."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -15,6 +15,7 @@ from hf_vqdit.models.transformer_vqdit import VQDiTModel
 from hf_vqdit.pipelines.pipeline_vqdit import GAUSSIAN_SCHEDULERS
 from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
+from .codes import encode_batch
 from .gaussian import GaussianLossConfig
 from .masked import MaskedLossConfig
 from .times import TimeMixture
@@ -104,6 +105,31 @@ def code_vectors(vqvae: MultimodalVQVAE, model: VQDiTModel) -> tuple[torch.Float
     image_vectors, text_vectors = (vqvae.normalized_codebook(name) for name in ("image", "text"))
     padding = model.text_pad_vector.detach()[None].to(text_vectors)
     return image_vectors, torch.cat([text_vectors, padding])
+
+
+def measure_priors(vqvae: MultimodalVQVAE, model: VQDiTModel, batches: Iterable[dict[str, Any]]) -> None:
+    """
+    Measure how often codes come, into a model of the Gaussian process, which needs it for the bound alone.
+
+    Args:
+        vqvae (`MultimodalVQVAE`):
+            The tokenizer.
+        model (`VQDiTModel`):
+            Its `image_log_prior` and `text_log_prior` are set.
+        batches (`Iterable[dict]`):
+            Training pairs or codes of them.
+    """
+    priors = {"image": model.image_log_prior, "text": model.text_log_prior}
+    counts = {
+        name: torch.ones_like(prior, dtype=torch.float64) for name, prior in priors.items()
+    }  # none is impossible
+    for batch in batches:
+        batch = encode_batch(vqvae, batch)
+        for name, own in counts.items():
+            codes = batch[f"{name}_codes"][batch[f"has_{name}"]].flatten()
+            own += torch.bincount(codes, minlength=len(own)).to(own.device)
+    for name, prior in priors.items():
+        prior.data.copy_((counts[name] / counts[name].sum()).log())
 
 
 def scheduler_settings(model: VQDiTModel, scheduler_class: type[SchedulerMixin]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """The bound of a Gaussian process, with an exact network of a small joint distribution and with a tiny one."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from hf_vqdit.evaluation.bounds import DIRECTIONS, bound_bits
 from hf_vqdit.evaluation.gaussian_bounds import gaussian_bound_bits_per_pair, pipeline_bound_bits
-from hf_vqdit.schedulers.noise_levels import NoiseLevels
+from hf_vqdit.schedulers.noise_levels import NoiseLevels, rounding_nats
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
@@ -35,6 +36,7 @@ class ToyPosterior(nn.Module):
         self.pairs = torch.cartesian_prod(*[torch.arange(3)] * 4)  # (81, 4), in the order of the table
         self.vectors = torch.tensor([[1.0, 0.5], [-1.0, 1.0], [0.3, -1.2]])
         self.text_pad_vector = self.vectors[2]
+        self.image_log_prior = self.text_log_prior = torch.zeros(3)
 
     def forward(self, image_latents, text_latents, image_timestep, text_timestep, return_dict):
         log_weights = self.table.log().expand(len(image_latents), 81)
@@ -97,7 +99,7 @@ def toy_bits(kind, which, error=0.0, num_samples=199, **settings):
 @pytest.mark.parametrize("kind", SCHEDULERS)
 @pytest.mark.parametrize("which", DIRECTIONS)
 def test_with_an_exact_network_the_bound_is_nearly_the_entropy(kind, which):
-    bits, entropy = toy_bits(kind, which)
+    bits, entropy = toy_bits(kind, which, rounding_level=1)
     assert entropy - 0.25 < bits < entropy + 0.35  # the noise of one draw; and the steps are not infinitely many
 
 
@@ -111,7 +113,7 @@ def test_the_chain_may_end_at_a_later_level_and_rounding_does_the_rest(kind):
 
 @pytest.mark.parametrize("kind", SCHEDULERS)
 def test_with_a_wrong_network_the_bound_is_higher(kind):
-    bits, entropy = toy_bits(kind, "x,y", error=0.1)
+    bits, entropy = toy_bits(kind, "x,y", error=0.1, rounding_level=1)
     assert bits > entropy + 1
 
 
@@ -119,6 +121,14 @@ def test_few_draws_have_the_mean_of_many():
     many, _ = toy_bits("flow", "x")
     few = torch.tensor([toy_bits("flow", "x", num_samples=1 + index % 3)[0] for index in range(30)])
     assert abs(few.mean() - many) < 4 * few.std() / 30**0.5 + 0.2
+
+
+def test_codes_whose_vectors_are_the_same_are_told_apart_by_how_often_they_come():
+    codes, mean = torch.zeros(1, 1, 1, dtype=torch.long), torch.ones(1, 2, 1, 1)
+    vectors = torch.ones(4, 2)
+    nats = rounding_nats(codes, vectors, mean, torch.tensor(0.1), torch.tensor([0.7, 0.1, 0.1, 0.1]).log())
+    assert nats.item() == pytest.approx(-math.log(0.7))
+    assert rounding_nats(codes, vectors, mean, torch.tensor(0.1)).item() == pytest.approx(math.log(4))
 
 
 # A tiny pipeline
@@ -135,6 +145,17 @@ def make_codes(num_pairs=4):
     return image_codes, text_codes
 
 
+def test_by_default_rounding_begins_where_half_as_much_noise_is_left(pipeline):
+    times = []
+    pipeline.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: times.append(kwargs["image_timestep"][0]), with_kwargs=True
+    )
+    gaussian_bound_bits_per_pair(pipeline, *make_codes(), "x", 1, make_generator())
+    levels = NoiseLevels(pipeline.scheduler, pipeline.transformer.config.prediction_type)
+    level = round(times[0].item() * 1000)
+    assert levels.sigma[level] <= levels.alpha[level] / 2 and levels.sigma[level + 1] > levels.alpha[level + 1] / 2
+
+
 @pytest.mark.parametrize("which", DIRECTIONS)
 def test_conditions_are_given_clean_or_absent_and_the_predicted_share_a_level(pipeline, which):
     calls = []
@@ -147,8 +168,10 @@ def test_conditions_are_given_clean_or_absent_and_the_predicted_share_a_level(pi
         [pipeline.vqvae.normalized_codebook("text"), pipeline.transformer.text_pad_vector[None]]
     )
     levels = torch.stack([call["image_timestep"] if which[0] == "x" else call["text_timestep"] for call in calls])
-    assert (levels[0] == 0.001).all() and (levels[1:] > 0.001).all()  # first the rounding, for every pair
-    assert len(set(((levels[1:] * 1000 - 2) * 5 // 999).flatten().long().tolist())) == 5  # one of each part
+    first = round(levels[0, 0].item() * 1000)
+    assert (levels[0] == levels[0, 0]).all() and (levels[1:] > levels[0, 0]).all()  # the rounding, for every pair
+    drawn = (levels[1:] * 1000).round().long() - first - 1  # (5, 4), of 0..999 - first
+    assert (drawn * 5 // (1000 - first)).tolist() == [[part] * 4 for part in range(5)]
     for call in calls:
         for name, own, role in zip(("image", "text"), codes, DIRECTIONS[which], strict=True):
             time, clean = call[f"{name}_timestep"], vectors[name][own].movedim(-1, 1)

@@ -80,7 +80,7 @@ def test_a_tuple_is_returned_on_request():
     assert torch.equal(image, output.image_sample) and torch.equal(text, output.text_sample)
 
 
-def test_every_parameter_learns_but_the_vector_of_padding():
+def test_every_parameter_learns_but_those_that_are_fixed():
     model = wake(make_model(learn_sigma=True))
     output = model(**make_inputs(), image_given_mask=torch.arange(48).view(3, 4, 4) < 24)
     inputs = make_inputs() | {"text_timestep": torch.zeros(3)}
@@ -88,7 +88,8 @@ def test_every_parameter_learns_but_the_vector_of_padding():
     sums = [x.square().sum() for x in (*output.values(), *given.values())]
     sum(sums).backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
-    assert still == ["text_pad_vector"]
+    assert still == ["text_pad_vector", "image_log_prior", "text_log_prior"]
+    assert all(p.requires_grad == (name not in still) for name, p in model.named_parameters())
 
 
 def test_vectors_are_read_and_predicted_at_their_own_places():

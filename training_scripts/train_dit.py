@@ -216,7 +216,8 @@ def make_model(
     else:
         model = VQDiTModel(**args.model_init_kwargs | sizes, process=args.process)
         fitting = scheduler_settings(model, args.scheduler_class) if args.process == "gaussian" else {}
-        schedulers = [args.scheduler_class(**fitting | own) for own in settings.values()]
+        with torch.device("cpu"):  # where the tables of schedulers are, whatever the device of the model
+            schedulers = [args.scheduler_class(**fitting | own) for own in settings.values()]
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model, tuple(schedulers)

@@ -224,8 +224,8 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
     backbone: Literal["dit", "unet"] = field(
         default="dit",
         metadata=_help(
-            "The network: the transformer, or for comparison the U-Net of diffusers over pictures alone "
-            "(`unet_kwargs` of `model_init_kwargs`)."
+            "The network: the transformer, or for comparison the U-Net of diffusers (`unet_kwargs` of "
+            "`model_init_kwargs`) over pictures alone: of `time_mixture` no other task is trained."
         ),
     )
     noise_scheduler: str | None = field(
@@ -277,7 +277,7 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
         if "process" in self.model_init_kwargs:
             raise ValueError("`model_init_kwargs` must not hold `process`, which is a flag of its own.")
         if self.backbone == "unet" or "unet_kwargs" in self.model_init_kwargs:
-            check_unet(self.backbone, self.process, self.loss_config, self.time_mixture)
+            check_unet(self.backbone, self.process, self.loss_config)
             self.model_init_kwargs["unet_kwargs"] = UNET_KWARGS | self.model_init_kwargs.get("unet_kwargs", {})
             self.time_mixture = Keywords(PICTURES_ALONE)
         self.scheduler_kwargs.check("scheduler_kwargs", self.scheduler_class)

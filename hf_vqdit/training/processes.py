@@ -59,9 +59,9 @@ def scheduler_class(process: str, noise_scheduler: str | None, prediction_type: 
     return getattr(diffusers, name)
 
 
-def check_unet(backbone: str, process: str, loss_config: Mapping[str, Any], time_mixture: Mapping[str, float]) -> None:
+def check_unet(backbone: str, process: str, loss_config: Mapping[str, Any]) -> None:
     """
-    Refuse what a U-Net over pictures alone cannot do.
+    Refuse what does not go with a U-Net over pictures alone.
 
     Args:
         backbone (`str`):
@@ -70,8 +70,6 @@ def check_unet(backbone: str, process: str, loss_config: Mapping[str, Any], time
             The process.
         loss_config (`Mapping[str, Any]`):
             Arguments of the loss.
-        time_mixture (`Mapping[str, float]`):
-            Which tasks are trained.
 
     Raises:
         `ValueError`: one of them does not go with it.
@@ -81,11 +79,7 @@ def check_unet(backbone: str, process: str, loss_config: Mapping[str, Any], time
     if process != "gaussian":
         raise ValueError(f'`backbone` "unet" needs `process` "gaussian", got {process!r}.')
     if loss_config.get("region_fraction"):
-        raise ValueError('`backbone` "unet" is not told what is given: leave `region_fraction` out of `loss_config`.')
-    if any(weight for name, weight in time_mixture.items() if name != "image"):
-        raise ValueError(
-            f'`backbone` "unet" knows pictures alone: leave `time_mixture` out, got {dict(time_mixture)}.'
-        )
+        raise ValueError('`backbone` "unet" is not told what is given: set `region_fraction` of `loss_config` to 0.')
 
 
 def code_vectors(vqvae: MultimodalVQVAE, model: VQDiTModel) -> tuple[torch.FloatTensor, torch.FloatTensor]:

@@ -317,7 +317,7 @@ class GaussianRun(ModalityRun):
         self.vectors, self.noise, self.config = vectors, noise, config
         self.is_flow = config.prediction_type == "flow_prediction"
         self.latents = noise  # in the scheduler's own scale
-        self.has_begun = False
+        self.is_under_way = False  # between the first noise that is less than all, and the last step
         self.original: torch.FloatTensor | None = None  # (B, C, ...), x_0 as last predicted
         self.clean = self._embed(codes)
         is_open = F.max_pool2d((~given).float(), patch_size).bool()
@@ -326,7 +326,7 @@ class GaussianRun(ModalityRun):
     @property
     def is_known(self) -> bool:
         """Whether anything is known that could guide the other modality."""
-        return self.has_begun or bool(self.kept.any())
+        return self.is_under_way or bool(self.kept.any())
 
     @property
     def times(self) -> torch.Tensor:
@@ -347,7 +347,7 @@ class GaussianRun(ModalityRun):
     def state(self, step: int | None) -> NoisyLatents:
         """What the transformer looks at before a step."""
         latents, time = self.noise, torch.ones(())
-        if step is not None or self.has_begun:
+        if step is not None or self.is_under_way:
             step = self.steps.start if step is None else step
             latents, time = self._model_input(step), self.times[step]
         latents = torch.where(self.kept[:, None], self.clean, latents)
@@ -358,6 +358,7 @@ class GaussianRun(ModalityRun):
         """From here on all codes are known."""
         self.source, self.clean, self.original = codes, self._embed(codes), None
         self.given = self.kept = torch.ones_like(self.given)
+        self.is_under_way = False
 
     def _set_timesteps(self, num_inference_steps: int, **settings: Any) -> None:
         config, set_timesteps = self.scheduler.config, self.scheduler.set_timesteps
@@ -369,8 +370,8 @@ class GaussianRun(ModalityRun):
     def _start(self, generator: torch.Generator | list[torch.Generator] | None) -> None:
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(self.steps.start)
-        self.has_begun = self.steps.start > 0  # from a picture
-        is_known = self.given | self.has_begun
+        self.is_under_way = self.steps.start > 0  # from a picture
+        is_known = self.given | self.is_under_way
         noise = self.noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
         self.latents = torch.where(is_known[:, None], self._noised(self.steps.start), noise)
 
@@ -383,7 +384,7 @@ class GaussianRun(ModalityRun):
             if self.original is None:  # what an interrupted call shows of a modality that had not begun
                 self.original = self._original(None, mean)
             return
-        self.original, self.has_begun = self._original(step, mean), True
+        self.original, self.is_under_way = self._original(step, mean), True
         if "learned" in str(self.scheduler.config.get("variance_type")):
             mean = prediction
         if isinstance(generator, (list, tuple)):  # a row that is given draws nothing of its own

@@ -123,6 +123,15 @@ def test_without_a_scheduler_for_it_the_variance_is_left_out(tiny_pipeline):
     assert torch.equal(with_it[0], other[0]) and torch.equal(with_it[1], other[1])
 
 
+@pytest.mark.parametrize("name", ("HeunDiscrete", "KDPM2Discrete", "EulerDiscrete", "LMSDiscrete", "PNDM"))
+@pytest.mark.parametrize("order", ("together", "text_first", "image_first"))
+def test_each_modality_may_take_its_own_number_of_steps(tiny_pipeline, name, order):
+    pipeline = make_gaussian_pipeline(tiny_pipeline, make_scheduler(name, "epsilon"), prediction_type="epsilon")
+    for steps, text_steps in ((4, 9), (9, 4)):
+        output = pipeline(num_inference_steps=steps, num_text_inference_steps=text_steps, joint_order=order)
+        assert len(output.images) == len(output.texts) == 1
+
+
 def test_more_noise_for_text_is_a_scheduler_of_its_own(tiny_pipeline):
     image = make_scheduler("DPMSolverMultistep", "v_prediction")
     text = make_scheduler("DDPM", "v_prediction", beta_schedule="sigmoid", num_train_timesteps=400)
@@ -177,7 +186,7 @@ def test_heun_looks_at_each_time_twice_but_the_first(tiny_pipeline):
     ("prediction_type", "scheduler", "message"),
     (
         ("epsilon", hf_vqdit.MaskedDiffusionScheduler(), "'gaussian'.*one of DDIM.*got MaskedDiffusionScheduler"),
-        ("epsilon", diffusers.LCMScheduler(), "'epsilon': one of .*got LCMScheduler"),
+        ("epsilon", diffusers.LCMScheduler(), r"'epsilon'\): one of .*got LCMScheduler"),
         ("epsilon", diffusers.EDMEulerScheduler(), "got EDMEulerScheduler"),
         ("epsilon", diffusers.FlowMatchEulerDiscreteScheduler(), "'epsilon'.*got FlowMatchEulerDiscreteScheduler"),
         ("sample", diffusers.PNDMScheduler(), "'sample'.*got PNDMScheduler"),

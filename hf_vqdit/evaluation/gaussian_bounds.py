@@ -16,7 +16,9 @@ counts there by the large ratio of signal to noise: with a later r the bound is 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -170,6 +172,41 @@ class Side:
             return torch.zeros(len(self.codes), dtype=torch.float64)
         return self.levels.prior_nats(self.clean().double()).flatten(1).sum(dim=1).cpu()
 
+    def look(
+        self, rows: slice, level: torch.LongTensor, generator: torch.Generator
+    ) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+        """What the network is given of some rows at levels `(B,)`: latents `(B, C, ...)` and times `(B,)`."""
+        clean = self.clean(rows)
+        noise = torch.randn(clean.shape, generator=generator, device=generator.device).to(clean.device)
+        time = torch.full((len(clean),), float(self.role == "absent"), device=clean.device)
+        if self.role != "predicted":
+            return clean if self.role == "given" else noise, time
+        time = level.to(clean.device) / self.levels.num_levels
+        alpha, sigma = (x.float()[:, None, None, None] for x in self.levels.at(time))
+        return alpha * clean + sigma * noise, time
+
+    def step_nats(
+        self,
+        rows: slice,
+        x_t: torch.FloatTensor,
+        prediction: torch.FloatTensor,
+        config: Mapping[str, Any],
+        start: torch.LongTensor,
+        end: torch.LongTensor,
+    ) -> torch.FloatTensor:
+        """The term of each code of some rows for the step between levels `(B,)`, `(B, ...)`."""
+        start, end = (level[:, None, None, None].to(x_t.device) for level in (start, end))
+        alpha, sigma = (x.float() for x in self.levels.at(start / self.levels.num_levels))
+        mean, *interpolation = prediction.float().split(x_t.shape[1], dim=1)
+        predicted = original_sample(config["prediction_type"], mean, x_t, alpha, sigma)
+        step = self.levels.transition(start, end)
+        if (end == 0).all():
+            is_learned = config["learn_sigma"] and (start == 1).all()  # it was learned for steps of one level
+            variance = step.log_variance(interpolation[0]).exp() if is_learned else (sigma / alpha).square()
+            return rounding_nats(self.codes[rows], self.vectors, predicted, variance, self.log_prior)
+        log_variance = step.log_variance(interpolation[0]) if config["learn_sigma"] else step.variance.log()
+        return gaussian_nats(step.clean * (predicted - self.clean(rows)), step.variance, log_variance).sum(dim=1)
+
 
 def _share_out(
     sample: int, num_samples: int, num_steps: int, num_pairs: int, generator: torch.Generator
@@ -192,45 +229,13 @@ def _level_nats(
     """The term of the step from one level to another of each pair, `(N,)`; from any to level 0 it is the rounding."""
     nats = torch.zeros(len(start), dtype=torch.float64)
     for first in range(0, len(start), batch_size):
-        rows, inputs, noisy = slice(first, first + batch_size), {}, {}
+        rows, inputs = slice(first, first + batch_size), {}
         for name, side in sides.items():
-            clean = side.clean(rows)
-            noise = torch.randn(clean.shape, generator=generator, device=generator.device).to(clean.device)
-            time = torch.full((len(clean),), float(side.role == "absent"))
+            inputs[f"{name}_latents"], inputs[f"{name}_timestep"] = side.look(rows, start[rows], generator)
+        predictions = model(**inputs, return_dict=False)
+        for (name, side), prediction in zip(sides.items(), predictions, strict=True):
             if side.role == "predicted":
-                time = start[rows] / side.levels.num_levels
-                alpha, sigma = (x.float()[:, None, None, None].to(clean.device) for x in side.levels.at(time))
-                noisy[name] = (alpha * clean + sigma * noise, alpha, sigma)
-            inputs[f"{name}_timestep"] = time.float().to(clean.device)
-            inputs[f"{name}_latents"] = {"given": clean, "absent": noise}.get(side.role, noisy.get(name, (None,))[0])
-        predictions = dict(zip(("image", "text"), model(**inputs, return_dict=False), strict=True))
-        for name, x_t in noisy.items():
-            own = _step_nats(model.config, sides[name], rows, predictions[name].float(), *x_t, start[rows], end[rows])
-            nats[rows] += own.double().flatten(1).sum(dim=1).cpu()
+                x_t = inputs[f"{name}_latents"]
+                own = side.step_nats(rows, x_t, prediction, model.config, start[rows], end[rows])
+                nats[rows] += own.double().flatten(1).sum(dim=1).cpu()
     return nats
-
-
-def _step_nats(
-    config: dict,
-    side: Side,
-    rows: slice,
-    prediction: torch.Tensor,
-    x_t: torch.Tensor,
-    alpha: torch.Tensor,
-    sigma: torch.Tensor,
-    start: torch.LongTensor,
-    end: torch.LongTensor,
-) -> torch.Tensor:
-    """The term of each code, `(B, ...)`."""
-    start, end = (level[:, None, None, None].to(x_t.device) for level in (start, end))
-    mean, *interpolation = prediction.split(x_t.shape[1], dim=1)
-    predicted, step = (
-        original_sample(config.prediction_type, mean, x_t, alpha, sigma),
-        side.levels.transition(start, end),
-    )
-    if (end == 0).all():
-        is_learned = config.learn_sigma and (start == 1).all()  # it was learned for steps of one level
-        variance = step.log_variance(interpolation[0]).exp() if is_learned else (sigma / alpha).square()
-        return rounding_nats(side.codes[rows], side.vectors, predicted, variance, side.log_prior)
-    log_variance = step.log_variance(interpolation[0]) if config.learn_sigma else step.variance.log()
-    return gaussian_nats(step.clean * (predicted - side.clean(rows)), step.variance, log_variance).sum(dim=1)

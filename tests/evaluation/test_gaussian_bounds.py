@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.configuration_utils import FrozenDict
 from gaussian_inputs import make_gaussian_pipeline
 from torch import nn
 
@@ -30,7 +31,7 @@ class ToyPosterior(nn.Module):
 
     def __init__(self, scheduler, prediction_type="sample", error=0.0):
         super().__init__()
-        self.config = SimpleNamespace(process="gaussian", prediction_type=prediction_type, learn_sigma=False)
+        self.config = FrozenDict(process="gaussian", prediction_type=prediction_type, learn_sigma=False)
         self.levels, self.error = NoiseLevels(scheduler, prediction_type), error
         self.table = torch.randn(3, 3, 3, 3, generator=make_generator(), dtype=torch.float64).flatten().softmax(0)
         self.pairs = torch.cartesian_prod(*[torch.arange(3)] * 4)  # (81, 4), in the order of the table

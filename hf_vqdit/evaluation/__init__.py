@@ -2,6 +2,7 @@
 """Evaluation: figures of a trained pipeline, the judge for `shapes`, likelihood bounds, picture grids, the report."""
 
 from .bounds import bound_bits
+from .gaussian_bounds import gaussian_bound_bits_per_pair, pipeline_bound_bits
 from .grids import GridItem, draw_section, show_hidden, stack_sections
 from .judge import ShapesJudge, judge_accuracy, train_judge
 from .metrics import tokenizer_figures
@@ -18,8 +19,10 @@ __all__ = [
     "answer_tasks",
     "bound_bits",
     "draw_section",
+    "gaussian_bound_bits_per_pair",
     "judge_accuracy",
     "make_tasks",
+    "pipeline_bound_bits",
     "read_held_out",
     "sample",
     "show_hidden",

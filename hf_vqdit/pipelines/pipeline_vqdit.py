@@ -385,14 +385,14 @@ class VQDiTPipeline(DiffusionPipeline):
                     text.settle(self._pad_after_end(text.result()))  # the image may go on, given it as it is returned
 
                 if callback_on_step_end is not None:
-                    runs = {"image": image, "text": text}
-                    tensors = {f"{name}_{key}": x for name, run in runs.items() for key, x in run.tensors.items()}
+                    own = {"image": image.tensors, "text": text.tensors}
+                    tensors = {f"{name}_{key}": x for name, kept in own.items() for key, x in kept.items()}
                     callback_kwargs = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     is_of_text = image_step is None or (text_step is not None and len(text.steps) > len(image.steps))
                     timestep = text.timesteps[text_step] if is_of_text else image.timesteps[image_step]
                     tensors |= callback_on_step_end(self, step, timestep, callback_kwargs) or {}
-                    for name, run in runs.items():
-                        run.update(**{key: tensors[f"{name}_{key}"] for key in run.tensors})
+                    image.update(**{key: tensors[f"image_{key}"] for key in own["image"]})
+                    text.update(**{key: tensors[f"text_{key}"] for key in own["text"]})
                 progress_bar.update()
 
         # 6. Read out

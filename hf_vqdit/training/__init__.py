@@ -4,6 +4,7 @@
 from .arguments import TrainDiTArguments, TrainVQVAEArguments, parse_arguments
 from .codebook import CodebookTrainer
 from .distillation import DistillationConfig, distillation_objective, student_scheduler
+from .gaussian import GaussianLoss, GaussianLossConfig, gaussian_objective
 from .losses import tokenizer_losses
 from .masked import MaskedLoss, MaskedLossConfig, masked_objective
 from .run import TrainingRun
@@ -12,6 +13,8 @@ from .times import TimeMixture, TimeTable, draw_times, row_generator, step_gener
 __all__ = [
     "CodebookTrainer",
     "DistillationConfig",
+    "GaussianLoss",
+    "GaussianLossConfig",
     "MaskedLoss",
     "MaskedLossConfig",
     "TimeMixture",
@@ -21,6 +24,7 @@ __all__ = [
     "TrainingRun",
     "distillation_objective",
     "draw_times",
+    "gaussian_objective",
     "masked_objective",
     "parse_arguments",
     "row_generator",

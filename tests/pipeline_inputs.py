@@ -3,17 +3,8 @@
 
 import numpy as np
 import PIL.Image
-import torch
 
 PROMPT = "a small red circle on a white background"
-
-
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def generator(seed=0):
-    return generators(seed)[0]
 
 
 def picture(seed=0, size=(32, 32)):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -28,6 +29,7 @@ COMMANDS = {  # without the data
     + ["--quantizer_start_step", "1", "--codebook_kwargs", '{"restart_every": 2, "restart_until_step": 4}'],
     "train_dit": [*LOOP, "--model_init_kwargs", json.dumps(DIT), "--num_inference_steps", "2"],
     "encode_codes": [],
+    "inspect_pairs": [],
     "distill": [*LOOP, "--distill_config", '{"num_student_steps": 2, "num_teacher_steps": 4}'],
 }
 FILES = {name: "train_dit" if name == "distill" else name for name in COMMANDS}
@@ -35,11 +37,18 @@ NAMES = {"train_vqvae": "vqvae", "train_dit": "transformer", "distill": "transfo
 SECTIONS = {"train_vqvae": "vqvae", "train_dit": "dit", "distill": "dit"}
 
 
+def load_script(script: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(FILES[script], SCRIPTS / f"{FILES[script]}.py")
+    module = sys.modules[FILES[script]] = importlib.util.module_from_spec(
+        spec
+    )  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
 def run_in_process(script: str, output_dir: Path, *flags: str, data: list[str] = DATA) -> Path:
     """Calls the script's `main`, and leaves accelerate as it was before. A flag given twice counts last."""
-    spec = importlib.util.spec_from_file_location(FILES[script], SCRIPTS / f"{FILES[script]}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(script)
     try:
         module.main([*data, *COMMANDS[script], "--output_dir", str(output_dir), *flags])
     finally:
@@ -78,7 +87,7 @@ def assert_equal(found: dict, expected: dict) -> None:
     assert_close(found, expected, tolerance=0)
 
 
-def run_in_two_processes(script: str, output_dir: Path, *flags: str) -> Path:
+def run_in_two_processes(script: str, output_dir: Path, *flags: str, data: list[str] = DATA) -> Path:
     """The script in two processes, which compare their models at the end."""
     driver = output_dir.with_name("driver.py")
     driver.write_text(
@@ -106,6 +115,6 @@ script.main()
 """
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(driver)]
-    arguments = [*DATA, *COMMANDS[script], "--output_dir", str(output_dir), *flags]
+    arguments = [*data, *COMMANDS[script], "--output_dir", str(output_dir), *flags]
     run_command([*launch, *arguments, "--train_batch_size", "2"], ACCELERATE_USE_CPU="true")
     return output_dir

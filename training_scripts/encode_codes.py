@@ -15,7 +15,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from hf_vqdit import MultimodalVQVAE
-from hf_vqdit.data import PairDataset, load_caption_tokenizer, load_pairs
+from hf_vqdit.data import PairDataset, RecordCounts, load_caption_tokenizer, load_pairs
 from hf_vqdit.evaluation.report import SUMMARY_FILE
 from hf_vqdit.training.arguments import EncodeCodesArguments, parse_arguments
 from hf_vqdit.training.codes import write_codes
@@ -33,15 +33,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     vqvae = MultimodalVQVAE.from_pretrained(args.vqvae_model_name_or_path, subfolder="vqvae")
     vqvae = vqvae.to(PartialState().device).eval()
 
-    skipped = {}
+    records = RecordCounts(args.max_bad_fraction)
     for split, pairs in load_pairs(**args.pairs).items():
         crop = (args.resolution, args.center_crop, args.random_flip)
         dataset = PairDataset(pairs, tokenizer, *crop, args.seed)
-        skipped |= write_codes(Path(args.output_dir) / split, vqvae, dataset, args.train_batch_size)
+        write_codes(Path(args.output_dir) / split, vqvae, dataset, args.train_batch_size, records)
         logger.info("Encoded %d pairs of the split %s.", len(dataset), split)
-    if skipped:
-        logger.warning("%d records could not be read and were skipped: %s", len(skipped), list(skipped)[:10])
-    summary = {"seconds": time.perf_counter() - start, "skipped_records": skipped}
+    for line in records.warnings():
+        logger.warning(line)
+    summary = {"seconds": time.perf_counter() - start, "records": records.report()}
     (Path(args.output_dir) / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 

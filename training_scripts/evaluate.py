@@ -41,7 +41,7 @@ from hf_vqdit.evaluation.report import (
 from hf_vqdit.evaluation.sampling import Answers, HeldOutPairs, Tasks, answer_tasks, make_tasks, read_held_out
 from hf_vqdit.evaluation.sweep import DIRECTIONS, run_sweep
 from hf_vqdit.evaluation.sweep_report import format_sweep, write_sweep
-from hf_vqdit.training.arguments import DataArguments, parse_arguments
+from hf_vqdit.training.arguments import CALL_DEFAULTS, DataArguments, parse_arguments
 from hf_vqdit.training.previews import to_pictures
 
 NUM_SHOWN = 8  # samples a section of the grid: the first ones, not selected
@@ -76,15 +76,20 @@ class EvaluateArguments(DataArguments):
     num_samples: int = field(default=100, metadata=_help("Samples of each direction, for each sampling seed."))
     num_joint_samples: int = field(default=1000, metadata=_help("Joint samples, over all sampling seeds together."))
     num_sampling_seeds: int = field(default=3, metadata=_help("Sampling seeds; the report gives mean and spread."))
-    num_inference_steps: int = field(default=16, metadata=_help("Sampling steps."))
+    num_inference_steps: int = field(default=CALL_DEFAULTS["num_inference_steps"], metadata=_help("Sampling steps."))
     num_text_inference_steps: int | None = field(
         default=None, metadata=_help("Sampling steps of captions; by default as many.")
     )
     joint_order: str = field(
-        default="text_first", metadata=_help('Joint samples: "text_first", "image_first" or "together".')
+        default=CALL_DEFAULTS["joint_order"],
+        metadata=_help('Joint samples: "text_first", "image_first" or "together".'),
     )
-    guidance_scale: float = field(default=3.0, metadata=_help("Guidance of pictures by captions."))
-    text_guidance_scale: float = field(default=1.0, metadata=_help("Guidance of captions by pictures."))
+    guidance_scale: float = field(
+        default=CALL_DEFAULTS["guidance_scale"], metadata=_help("Guidance of pictures by captions.")
+    )
+    text_guidance_scale: float = field(
+        default=CALL_DEFAULTS["text_guidance_scale"], metadata=_help("Guidance of captions by pictures.")
+    )
     num_bound_pairs: int = field(default=200, metadata=_help("Held-out pairs for the bounds."))
     num_bound_samples: int = field(default=4, metadata=_help("Draws a pair for the bounds."))
     eval_batch_size: int = field(default=125, metadata=_help("Samples a call."))

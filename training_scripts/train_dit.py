@@ -31,7 +31,15 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_vqdit import MultimodalVQVAE, VQDiTModel, VQDiTPipeline
-from hf_vqdit.data import PairDataset, collate_codes, collate_pairs, load_caption_tokenizer, load_pairs
+from hf_vqdit.data import (
+    PairDataset,
+    PairStream,
+    collate_codes,
+    collate_pairs,
+    load_caption_tokenizer,
+    load_pairs,
+    open_pairs,
+)
 from hf_vqdit.evaluation.gaussian_bounds import pipeline_bound_bits
 from hf_vqdit.hub import push_to_hub, save_pipeline, write_model_card
 from hf_vqdit.training.arguments import TrainDiTArguments, parse_arguments
@@ -87,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     transformer, optimizer = accelerator.prepare(model, optimizer)
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True) if args.use_ema else None
     run.register("transformer", model, ema, schedule)
-    shipped = schedulers if distill_config is None else map(student_scheduler, schedulers)
+    shipped = schedulers
+    if distill_config is not None:
+        shipped = [student_scheduler(scheduler, distill_config) for scheduler in schedulers]
     pipeline = VQDiTPipeline(vqvae, model, tokenizer, *shipped)
     pipeline.check_schedulers()
     pipeline.set_progress_bar_config(disable=True)
@@ -171,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def open_data(
     args: TrainDiTArguments, run: TrainingRun, vqvae: MultimodalVQVAE, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Dataset, Dataset, Callable]:
+) -> tuple[Dataset | PairStream, Dataset, Callable]:
     """Training set, validation set and how they are batched: codes that were written once, or pairs to encode."""
     if args.codes_dir is not None:
         train_set, validation_set = (
@@ -181,7 +191,7 @@ def open_data(
     with run.accelerator.main_process_first():
         pairs = load_pairs(**args.pairs)
     crop = (args.resolution, args.center_crop)
-    train_set = PairDataset(pairs["train"], tokenizer, *crop, args.random_flip, args.seed)
+    train_set = open_pairs(pairs["train"], tokenizer, *crop, args.random_flip, args.seed, args.shuffle_buffer_size)
     return train_set, PairDataset(pairs["validation"], tokenizer, *crop, seed=args.seed), collate_pairs
 
 

@@ -8,16 +8,25 @@ Leaves in `output_dir`: `vqvae/` and `tokenizer/` (both load with `from_pretrain
 `--help` lists the settings; `--dry_run` prints configuration, number of parameters and FLOPs a step, and ends.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset, IterableDataset
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from transformers import PreTrainedTokenizerFast
 
 from hf_vqdit import MultimodalVQVAE
-from hf_vqdit.data import PairDataset, collate_pairs, load_caption_tokenizer, load_pairs, train_caption_tokenizer
+from hf_vqdit.data import (
+    PairDataset,
+    captions_of,
+    collate_pairs,
+    load_caption_tokenizer,
+    load_pairs,
+    open_pairs,
+    train_caption_tokenizer,
+)
 from hf_vqdit.evaluation.metrics import tokenizer_figures
 from hf_vqdit.hub import push_to_hub, write_model_card
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAEOutput
@@ -39,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Data
     with accelerator.main_process_first():
         pairs = load_pairs(**args.pairs)
-    tokenizer = make_tokenizer(args, run, pairs["train"]["caption"])
+    tokenizer = make_tokenizer(args, run, pairs["train"])
     crop = (args.resolution, args.center_crop)
-    train_set = PairDataset(pairs["train"], tokenizer, *crop, args.random_flip, args.seed)
+    train_set = open_pairs(pairs["train"], tokenizer, *crop, args.random_flip, args.seed, args.shuffle_buffer_size)
     validation_set = PairDataset(pairs["validation"], tokenizer, *crop, seed=args.seed)
     batches = run.batches(train_set, collate_pairs)
 
@@ -132,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_tokenizer(
-    args: TrainVQVAEArguments, run: TrainingRun, captions: Iterable[list[str]]
+    args: TrainVQVAEArguments, run: TrainingRun, pairs: Dataset | IterableDataset
 ) -> PreTrainedTokenizerFast:
     """The caption tokenizer: that of the run to resume or of the model to fine-tune, a named one, or a new one."""
     if run.checkpoint is not None:
@@ -141,8 +150,7 @@ def make_tokenizer(
         return load_caption_tokenizer(args.pretrained_model_name_or_path, subfolder="tokenizer")
     if args.tokenizer_name_or_path is not None:
         return load_caption_tokenizer(args.tokenizer_name_or_path, args.model_max_length)
-    captions = (caption for row in captions for caption in row)
-    return train_caption_tokenizer(captions, args.vocab_size, args.model_max_length)
+    return train_caption_tokenizer(captions_of(pairs), args.vocab_size, args.model_max_length)
 
 
 def make_model(args: TrainVQVAEArguments, tokenizer: PreTrainedTokenizerFast) -> MultimodalVQVAE:

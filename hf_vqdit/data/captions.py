@@ -130,12 +130,21 @@ def encode_captions(
         `torch.LongTensor` of shape `(B, S)`; with `return_truncated` also a `torch.BoolTensor` of shape `(B,)`.
     """
     context = tokenizer.model_max_length
-    encoded = tokenizer(
-        captions, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
-    )
-    rows = [[*ids[: context - 1], tokenizer.eos_token_id] for ids in encoded.input_ids]
+    whole = _to_ids(tokenizer, captions)
+    rows = [[*ids[: context - 1], tokenizer.eos_token_id] for ids in whole]
     padded = [row + [tokenizer.pad_token_id] * (context - len(row)) for row in rows]
     input_ids = torch.tensor(padded, dtype=torch.long).view(-1, context)  # (B, S)
     if not return_truncated:
         return input_ids
-    return input_ids, torch.tensor([len(ids) >= context for ids in encoded.input_ids], dtype=torch.bool)
+    return input_ids, torch.tensor([len(ids) >= context for ids in whole], dtype=torch.bool)
+
+
+def count_tokens(tokenizer: PreTrainedTokenizerBase, captions: list[str]) -> list[int]:
+    """How many tokens captions have, EOS among them; those of more than the text context lose their end."""
+    return [len(ids) + 1 for ids in _to_ids(tokenizer, captions)] if captions else []
+
+
+def _to_ids(tokenizer: PreTrainedTokenizerBase, captions: list[str]) -> list[list[int]]:
+    return tokenizer(
+        captions, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+    ).input_ids

@@ -1,55 +1,41 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
-"""From pairs to batches: decoding, the order of rows, and codes that were encoded once.
+"""Data sets that are read in any order, pairs or codes that were encoded once, and the order in which training does.
 
-Everything random here is a pure function of (seed, epoch, row of the data set), and the order of rows one of (seed,
-optimizer step, row of the global batch). So nothing has to be saved to resume, and accumulation or more processes
-change nothing:
+The order of rows is a pure function of (seed, optimizer step, row of the global batch). So nothing has to be saved to
+resume, and accumulation or more processes change nothing:
 
     DataLoader(PairDataset(...), batch_sampler=ResumableBatchSampler(...), collate_fn=collate_pairs)
 
 The sampler already gives each process its own rows; the loader is not to be sharded again (`accelerator.prepare`).
 """
 
-import hashlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from datasets import Dataset, Image, load_from_disk
-from PIL import Image as PILImage
-from PIL import ImageOps
+from datasets import Dataset, load_from_disk
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
-from .captions import encode_captions
+from .columns import PAIR_FEATURES
+from .reader import Pair, PairReader, RowKey, choose_caption, keyed_bits
+from .records import BadRecord
 
 CODES_FORMAT_VERSION = 1
 CODES_METADATA_FILE = "codes.json"
-_DECODER = Image(decode=True)
 _KEPT_BYTES = 2**28  # decoded pictures of small sets stay in memory: decoding takes most of the time of a read
 
 
-class RowKey(NamedTuple):
-    """Which row to read and for what: pass `epoch`, row `index` of the data set, as `row` of the global batch."""
-
-    epoch: int
-    index: int
-    row: int = 0
-
-
 class PairDataset(torch.utils.data.Dataset):
-    """Decodes pairs into what tokenizer and transformer train on.
+    """Pairs as [`PairReader`] reads them, in any order.
 
-    Pictures are turned upright (EXIF), pasted on white where they are transparent, cropped to a square and resized. A
-    picture that cannot be read does not stop the run: the next good pair takes its place, and the item tells what was
-    skipped. Up to 256 MiB of decoded pictures stay in memory, so that a small set is decoded once.
+    A record that has to be left out does not stop the run: the next good pair takes its place, and the item tells
+    what was skipped. Up to 256 MiB of decoded pictures stay in memory, so that a small set is decoded once.
 
     Args:
-        pairs (`datasets.Dataset`): A split of [`load_pairs`].
+        pairs (`datasets.Dataset`): A split of [`load_pairs`]; the columns `key` and `flaws` may be left out.
         tokenizer (`PreTrainedTokenizerBase`): Its `model_max_length` is the text context S.
         resolution (`int`): Side of the pictures in pixels.
         center_crop (`bool`, defaults to `True`): Whether the square is cut from the middle; else from the upper left.
@@ -70,17 +56,11 @@ class PairDataset(torch.utils.data.Dataset):
         random_flip: bool = False,
         seed: int = 0,
     ):
-        if resolution < 1:
-            raise ValueError(f"`resolution` must be at least 1 pixel, got {resolution}.")
         if len(pairs) == 0:
             raise ValueError("`pairs` is empty. Add pairs.")
-        self.pairs = pairs.select_columns(["image", "caption"])
-        self.tokenizer = tokenizer
-        self.resolution = resolution
-        self.center_crop = center_crop
-        self.random_flip = random_flip
-        self.seed = seed
-        self._kept: dict[int, _Pair] = {}
+        self.pairs = pairs.select_columns([name for name in PAIR_FEATURES if name in pairs.column_names])
+        self.reader = PairReader(tokenizer, resolution, center_crop, random_flip, seed)
+        self._kept: dict[int, _Read] = {}
         self._max_kept = _KEPT_BYTES // (3 * resolution**2)
 
     def __len__(self) -> int:
@@ -95,82 +75,49 @@ class PairDataset(torch.utils.data.Dataset):
         Returns:
             `dict`: `pixel_values` (3, H, W) in [-1, 1], `input_ids` (S,), `has_image`, `has_text`, `truncated` (the
                 caption lost its end), `row` (as in the key), `index` (the pair that was read: the one asked for, or
-                the one in its place) and `skipped`, a list of (key, reason) for the pairs that could not be read on
-                the way.
+                the one in its place) and `bad_records`, a list of [`BadRecord`]: those that were left out on the way,
+                and what was wrong with the captions of the one that was read.
         """
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[tuple[int, ...]]) -> list[dict[str, Any]]:
         """Reads a batch at once: what `torch.utils.data.DataLoader` calls."""
         keys = [RowKey(*key) for key in keys]
-        pairs = self._read_all([key.index for key in keys])
-        pictures = np.stack([self._augment(pair.picture, key) for pair, key in zip(pairs, keys, strict=True)])
-        pixel_values = torch.from_numpy(pictures).movedim(-1, 1).contiguous() / 127.5 - 1  # (B, 3, H, W)
-        captions = [self._choose(pair.captions, key) for pair, key in zip(pairs, keys, strict=True)]
-        input_ids, truncated = encode_captions(self.tokenizer, captions, return_truncated=True)
+        read = self._read_all([key.index for key in keys])
+        items = self.reader.to_items([each.pair for each in read], keys)
         return [
-            {
-                # A missing picture is 0 all over, the middle of the range.
-                "pixel_values": torch.zeros_like(pixel_values[i]) if pair.picture is None else pixel_values[i],
-                "input_ids": input_ids[i],
-                "has_image": pair.picture is not None,
-                "has_text": bool(pair.captions),
-                "truncated": bool(truncated[i]),
-                "row": keys[i].row,
-                "index": pair.index,
-                "skipped": pair.skipped,
-            }
-            for i, pair in enumerate(pairs)
+            item | {"index": each.index, "bad_records": [*each.skipped, *each.pair.flaws]}
+            for item, each in zip(items, read, strict=True)
         ]
 
-    def _read_all(self, indices: list[int]) -> list["_Pair"]:
+    def _read_all(self, indices: list[int]) -> list["_Read"]:
         """The pairs at `indices`; the first ones that are ever read stay in memory."""
         new = {index: None for index in indices if index not in self._kept}
-        if new:
-            records = self.pairs[list(new)]
-            for index, image, captions in zip(new, records["image"], records["caption"], strict=True):
-                new[index] = self._read(index, image, captions)
-                if len(self._kept) < self._max_kept:
-                    self._kept[index] = new[index]
+        columns = self.pairs[[*new]] if new else {}
+        for i, index in enumerate(new):
+            new[index] = self._read(index, {name: values[i] for name, values in columns.items()})
+            if len(self._kept) < self._max_kept:
+                self._kept[index] = new[index]
         return [new[index] if index in new else self._kept[index] for index in indices]
 
-    def _read(self, index: int, image: dict | None, captions: list[str]) -> "_Pair":
+    def _read(self, index: int, record: dict[str, Any]) -> "_Read":
         """The pair at `index`, or the next one that can be read."""
-        skipped = []
-        while len(skipped) < len(self):
-            name = (image or {}).get("path") or f"row {index}"
-            has_image = image is not None and (image["bytes"] is not None or image["path"] is not None)
-            try:
-                if not has_image and not captions:
-                    raise ValueError("neither a picture nor a caption")
-                picture = _read_picture(image, self.resolution, self.center_crop) if has_image else None
-                return _Pair(index, picture, captions, skipped)
-            except Exception as error:  # on bytes that they cannot read, Pillow's decoders raise many kinds
-                reason = re.sub(r" object at 0x\w+", "", f"{type(error).__name__}: {error}")  # the same in every run
-                skipped.append((name, reason))
+        skipped: list[BadRecord] = []
+        while isinstance(pair := self.reader.read(record, index), BadRecord):
+            skipped.append(pair)
+            if len(skipped) == len(self):
+                raise ValueError(
+                    f"None of the {len(self)} pairs can be read; the first one: {skipped[0]}. Check the data set."
+                )
             index = (index + 1) % len(self)
-            image, captions = self.pairs[index]["image"], self.pairs[index]["caption"]
-        raise ValueError(
-            f"None of the {len(self)} pairs can be read; the first failed with {skipped[0]}. Check the data set."
-        )
-
-    def _augment(self, picture: np.ndarray | None, key: RowKey) -> np.ndarray:
-        if picture is None:
-            return np.zeros((self.resolution, self.resolution, 3), dtype=np.uint8)
-        if self.random_flip and _keyed_bits("flip", self.seed, key.epoch, key.index) % 2:
-            return picture[:, ::-1]
-        return picture
-
-    def _choose(self, captions: list[str], key: RowKey) -> str:
-        # By the index that was asked for, also where another pair stands in: `CodesDataset` knows no other.
-        return captions[choose_caption(self.seed, key.epoch, key.index, len(captions))] if captions else ""
+            record = self.pairs[index]
+        return _Read(index, pair, skipped)
 
 
-class _Pair(NamedTuple):
+class _Read(NamedTuple):
     index: int
-    picture: np.ndarray | None  # (H, W, 3) uint8
-    captions: list[str]
-    skipped: list[tuple[str, str]]
+    pair: Pair
+    skipped: list[BadRecord]
 
 
 class CodesDataset(torch.utils.data.Dataset):
@@ -217,7 +164,7 @@ class CodesDataset(torch.utils.data.Dataset):
 
         Returns:
             `dict`: `image_codes` (h, w), `text_codes` (S/r, G), `has_image`, `has_text`, `row`, `index`, and
-                `skipped`, always empty.
+                `bad_records`, always empty.
         """
         return self.__getitems__([key])[0]
 
@@ -237,7 +184,7 @@ class CodesDataset(torch.utils.data.Dataset):
                 "has_text": rows["has_text"][i],
                 "row": key.row,
                 "index": key.index,
-                "skipped": [],
+                "bad_records": [],
             }
             for i, key in enumerate(keys)
         ]
@@ -317,13 +264,8 @@ class ResumableBatchSampler(Sampler[list[RowKey]]):
                 yield batch
 
     def _order(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(_keyed_bits("order", self.seed, epoch))
+        generator = torch.Generator().manual_seed(keyed_bits("order", self.seed, epoch))
         return torch.randperm(self.num_rows, generator=generator).tolist()
-
-
-def choose_caption(seed: int, epoch: int, index: int, num_captions: int) -> int:
-    """Which of the captions of row `index` is read in an epoch, in `0..num_captions - 1`; each is equally likely."""
-    return _keyed_bits("caption", seed, epoch, index) % num_captions
 
 
 def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -334,7 +276,7 @@ def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `dict`: `pixel_values` (B, 3, H, W) float32, `input_ids` (B, S) int64, `has_image`, `has_text`, `truncated`
-            (B,) bool, `row` and `index` (B,) int64, and `skipped`, the list of (key, reason) of the whole batch.
+            (B,) bool, `row` and `index` (B,) int64, and `bad_records`, the list of all the items'.
     """
     return _collate(items, stacked=("pixel_values", "input_ids"), flags=("has_image", "has_text", "truncated"))
 
@@ -347,7 +289,7 @@ def collate_codes(items: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `dict`: `image_codes` (B, h, w) and `text_codes` (B, S/r, G) int64, `has_image` and `has_text` (B,) bool, `row`
-            and `index` (B,) int64, and `skipped`, an empty list.
+            and `index` (B,) int64, and `bad_records`, an empty list.
     """
     return _collate(items, stacked=("image_codes", "text_codes"), flags=("has_image", "has_text"))
 
@@ -356,25 +298,5 @@ def _collate(items: list[dict[str, Any]], stacked: tuple[str, ...], flags: tuple
     batch: dict[str, Any] = {name: torch.stack([item[name] for item in items]) for name in stacked}
     batch |= {name: torch.tensor([item[name] for item in items], dtype=torch.bool) for name in flags}
     batch |= {name: torch.tensor([item[name] for item in items], dtype=torch.long) for name in ("row", "index")}
-    batch["skipped"] = [skipped for item in items for skipped in item["skipped"]]
+    batch["bad_records"] = [bad for item in items for bad in item["bad_records"]]
     return batch
-
-
-def _read_picture(image: dict, resolution: int, center_crop: bool) -> np.ndarray:
-    """An encoded picture, or its path, as the pixels (H, W, 3) of an upright opaque square."""
-    picture = _DECODER.decode_example(image)
-    if picture.mode.startswith("I;16"):  # Pillow clips 16-bit greys to 255 instead of scaling them
-        picture = PILImage.fromarray((np.asarray(picture, dtype=np.uint16) >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = PILImage.alpha_composite(PILImage.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
-    if picture.size != (resolution, resolution):
-        centering = (0.5, 0.5) if center_crop else (0.0, 0.0)
-        picture = ImageOps.fit(picture, (resolution, resolution), PILImage.Resampling.LANCZOS, centering=centering)
-    return np.asarray(picture)
-
-
-def _keyed_bits(purpose: str, *key: int) -> int:
-    """64 well mixed bits that depend on the key alone, as a counter-based generator would give."""
-    return int.from_bytes(hashlib.blake2b(repr((purpose, *key)).encode(), digest_size=8).digest())

@@ -2,8 +2,8 @@
 """How a trained pipeline's samples depend on the settings of the sampling: one is changed at a time.
 
 [`run_sweep`] starts from a base setting for each direction, the pipeline's own schedulers and the arguments that it is
-given, and changes the steps, the guidance, the temperature, the order, the remasking and the joint order. Then it
-answers two questions for each direction: does guidance beat none, and does remasking beat none?
+given, and changes the steps, the guidance, the temperature, the mask schedule, the order, the remasking and the joint
+order. Then it answers two questions for each direction: does guidance beat none, and does remasking beat none?
 """
 
 import inspect
@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from tqdm.auto import tqdm
 
 from hf_vqdit.pipelines.pipeline_vqdit import JOINT_ORDERS
-from hf_vqdit.schedulers.scheduling_masked_diffusion import ORDERS
+from hf_vqdit.schedulers.scheduling_masked_diffusion import MASK_SCHEDULES, ORDERS
 
 from .judge import ShapesJudge
 from .metrics import PictureSetFigures, caption_chrf, caption_exact, read_captions, share_equal
@@ -271,6 +271,7 @@ def make_settings(direction: str, call: Mapping[str, Any], pipeline: DiffusionPi
     variations = [vary_call("steps", f"{count} steps", **dict.fromkeys(steps, count)) for count in NUM_STEPS]
     variations += [vary_call("guidance", f"guidance {scale:g}", **{guided_by: scale}) for scale in guidance_scales]
     variations += [vary_schedulers("temperature", f"temperature {x:g}", temperature=x) for x in TEMPERATURES]
+    variations += [vary_schedulers("mask schedule", f"{name} schedule", mask_schedule=name) for name in MASK_SCHEDULES]
     variations += [vary_schedulers("order", f"{order} order", order=order) for order in ORDERS]
     for kind, eta in REMASKING:
         label = "no remasking" if kind is None else f"remask {kind} {eta:g}"

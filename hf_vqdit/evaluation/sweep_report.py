@@ -24,6 +24,7 @@ STYLES = {
     "base": (INK, "o"),
     "guidance": ("#0072B2", "s"),
     "temperature": ("#D55E00", "^"),
+    "mask schedule": ("#4B4BA8", "X"),
     "order": ("#00795A", "D"),
     "remasking": ("#A34C80", "v"),
     "joint order": ("#8A6D00", "P"),

@@ -175,10 +175,10 @@ class VQDiTPipeline(DiffusionPipeline):
         output_modalities: tuple[str, ...] | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 16,
+        num_inference_steps: int = 12,
         num_text_inference_steps: int | None = None,
         joint_order: str = "text_first",
-        guidance_scale: float = 3.0,
+        guidance_scale: float = 2.0,
         text_guidance_scale: float = 1.0,
         guidance_schedule: str = "constant",
         guidance_interval: tuple[float, float] = (0.0, 1.0),
@@ -228,7 +228,7 @@ class VQDiTPipeline(DiffusionPipeline):
                 else the trained one.
             width (`int`, *optional*):
                 Width in pixels, likewise.
-            num_inference_steps (`int`, *optional*, defaults to 16):
+            num_inference_steps (`int`, *optional*, defaults to 12):
                 Number of steps of the image. A step calls the transformer once, or not at all if it has seen the same
                 codes before.
             num_text_inference_steps (`int`, *optional*):
@@ -236,7 +236,7 @@ class VQDiTPipeline(DiffusionPipeline):
             joint_order (`str`, *optional*, defaults to `"text_first"`):
                 Where both are generated: `"text_first"` draws the text, then the image given it; `"image_first"` the
                 other way round; `"together"` takes their steps side by side, until the one with fewer is done.
-            guidance_scale (`float`, *optional*, defaults to 3.0):
+            guidance_scale (`float`, *optional*, defaults to 2.0):
                 Guidance of the picture by the caption: `u + guidance_scale * (o - u)` of logits or vectors, with o
                 given the caption and u without it (Ho & Salimans 2022). Off at 1 or below. Each active guidance adds
                 its rows to the batch.

@@ -12,10 +12,11 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-MASK_SCHEDULES = ("cosine", "linear", "arccos")
-ORDERS = ("ancestral", "confidence", "random", "halton")
+MASK_SCHEDULES = ("cosine", "linear", "square", "arccos")
+ORDERS = ("ancestral", "confidence", "entropy", "random", "halton")
+# Logits that are drawn from at once: in float64 2 MB on a CPU, which stay in its cache, and 128 MB elsewhere.
+CPU_DRAWING_ENTRIES, MAX_DRAWING_ENTRIES = 2**18, 2**24
 # The ways to remask, and the strengths at which their paper (ReMDM, Wang 2025) runs them.
-MAX_DRAWING_ENTRIES = 2**24  # logits that are drawn from at once: 128 MB in float64
 REMASKING_ETAS = {"cap": 0.008, "rescale": 0.015, "confidence": 1.0, "loop": 0.02}
 
 logger = logging.get_logger(__name__)
@@ -61,6 +62,10 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
       decoded in the same step.
     - `"confidence"`: a fixed number for each row, those with the highest `log p(drawn code) + choice_temperature *
       mask_rate(t) * Gumbel noise` (MaskGIT).
+    - `"entropy"`: the same number, those whose prediction has the highest entropy. What is drawn first then settles
+      most of the rest, so that codes drawn together at later steps agree: for captions, of which the first few tokens
+      tell how the sentence goes. Positions are chosen before anything is drawn, so at one code a step samples keep the
+      law of the predictions (at temperature 1, nothing cut off); a choice by confidence changes it.
     - `"random"`: the same number, at random positions.
     - `"halton"`: the same number, in the order in which the points of the Halton sequence with bases 2 and 3 fall into
       the cells of the grid (Halton-MaskGIT, Besnier 2025): codes decoded together lie far apart, where they depend
@@ -114,10 +119,11 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     Args:
         mask_schedule (`str`, *optional*, defaults to `"cosine"`):
-            The mask rate at time t. `"linear"`: t. `"cosine"`: sin(pi t / 2) (MaskGIT). `"arccos"`:
-            (2 / pi) arccos(1 - t) (Halton-MaskGIT, Besnier 2025).
+            The mask rate at time t. `"linear"`: t. `"cosine"`: sin(pi t / 2), and `"square"`: 1 - (1 - t)^2, which
+            decode few codes first (both MaskGIT, Sec. 3.3). `"arccos"`: (2 / pi) arccos(1 - t) (Halton-MaskGIT,
+            Besnier 2025).
         order (`str`, *optional*, defaults to `"confidence"`):
-            `"ancestral"`, `"confidence"`, `"random"` or `"halton"`, see above.
+            `"ancestral"`, `"confidence"`, `"entropy"`, `"random"` or `"halton"`, see above.
         temperature (`float`, *optional*, defaults to 1.0):
             Divides the logits before a code is drawn; 0 takes the most probable code. The confidence is that of the
             undivided, unfiltered logits.
@@ -219,6 +225,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             return t.clone()
         if self.config.mask_schedule == "cosine":
             rate = torch.sin(t * (math.pi / 2))
+        elif self.config.mask_schedule == "square":
+            rate = 1 - (1 - t) ** 2
         else:
             rate = torch.acos(1 - t) * (2 / math.pi)
         # The ends are exact whatever the dtype and device: time 0 means given and time 1 means that nothing is known.
@@ -384,7 +392,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         else:
             # The small term keeps products that are whole in exact arithmetic (0.29 * 100) from falling one short.
             target = (self._start_num_masks.double() * (next_rate / start_rate) + 1e-9).floor().long()
-            scores = self._scores(log_probs, is_masked, rate, generator)
+            scores = self._scores(logits, log_probs, is_masked, rate, generator)
             is_remasked = self._choose_remasked(is_remaskable, sigma, target, generator)
             counts = (num_masks - target + is_remasked.sum(dim=1)).clamp(min=0)
             is_decoded = _highest(scores, is_masked, counts, self._block_ids)
@@ -452,7 +460,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     def _draw(self, logits: torch.Tensor, uniform: torch.Tensor | None) -> tuple[torch.LongTensor, torch.Tensor]:
         """A code (M,) for each row of logits (M, V), and the logarithm of its probability, by some rows at a time."""
-        num_rows = max(1, MAX_DRAWING_ENTRIES // logits.shape[1])  # float64 and sorting take ten times the logits
+        num_rows = _num_rows_at_once(logits)
         drawn = torch.empty(len(logits), dtype=torch.long, device=logits.device)
         log_probs = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
         for start in range(0, len(logits), num_rows):
@@ -469,6 +477,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     def _scores(
         self,
+        logits: torch.Tensor,
         log_probs: torch.Tensor,
         is_masked: torch.BoolTensor,
         rate: float,
@@ -479,6 +488,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             return -self._halton_ranks.double()
         if self.config.order == "random":
             return _rand_for(is_masked, generator)
+        if self.config.order == "entropy":
+            return torch.zeros_like(log_probs).masked_scatter(is_masked, _entropy(logits))
         if self.config.choice_temperature == 0:
             return log_probs
         return log_probs + self.config.choice_temperature * rate * _gumbel(_rand_for(is_masked, generator))
@@ -629,7 +640,11 @@ def _time_of_mask_rate(mask_schedule: str, rate: float) -> float:
     """The inverse of [`MaskedDiffusionScheduler.mask_rate`]."""
     if mask_schedule == "linear":
         return rate
-    return math.asin(rate) * (2 / math.pi) if mask_schedule == "cosine" else 1 - math.cos(rate * (math.pi / 2))
+    if mask_schedule == "cosine":
+        return math.asin(rate) * (2 / math.pi)
+    if mask_schedule == "square":
+        return 1 - math.sqrt(1 - rate)
+    return 1 - math.cos(rate * (math.pi / 2))
 
 
 def _rand_for(positions: torch.BoolTensor, generator: torch.Generator | list[torch.Generator] | None) -> torch.Tensor:
@@ -664,8 +679,19 @@ def _invert_cdf(logits: torch.Tensor, uniform: torch.Tensor) -> torch.LongTensor
     total = cdf[:, -1:].contiguous()
     # `right=True` steps over classes of probability 0, and so does the last class that may be drawn.
     drawn = torch.searchsorted(cdf, uniform[:, None] * total, right=True)
-    last = (cdf < total).sum(dim=-1, keepdim=True)
+    last = torch.searchsorted(cdf, total).clamp(max=cdf.shape[-1] - 1)  # NaN, which is no code, lies beyond the end
     return torch.minimum(drawn, last).squeeze(-1)
+
+
+def _num_rows_at_once(logits: torch.Tensor) -> int:
+    """Of logits (M, V): float64 and sorting take ten times their memory."""
+    return max(1, (CPU_DRAWING_ENTRIES if logits.is_cpu else MAX_DRAWING_ENTRIES) // logits.shape[1])
+
+
+def _entropy(logits: torch.Tensor) -> torch.Tensor:
+    """In nats, float64 (M,), of the distributions `softmax(logits)` (M, V)."""
+    chunks = logits.split(_num_rows_at_once(logits))
+    return torch.cat([torch.special.entr(chunk.double().softmax(dim=-1)).sum(dim=-1) for chunk in chunks])
 
 
 def _gumbel(uniform: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from transformers import HfArgumentParser
 from hf_vqdit.data import load_pairs
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
 from hf_vqdit.models.transformer_vqdit import VQDiTModel
+from hf_vqdit.pipelines.pipeline_vqdit import VQDiTPipeline
 from hf_vqdit.training.codebook import CodebookTrainer
 from hf_vqdit.training.distillation import DistillationConfig
 from hf_vqdit.training.losses import TOKENIZER_LOSS_WEIGHTS
@@ -25,7 +26,9 @@ from hf_vqdit.training.processes import LOSS_CONFIGS, PICTURES_ALONE, UNET_KWARG
 from hf_vqdit.training.times import TimeMixture
 
 CONFIG_FORMAT_VERSION = 1  # of the YAML files; a change that would misread older files raises it
-SECTIONS = ("common", "vqvae", "dit", "codes", "evaluate")
+SECTIONS = ("common", "inspect", "vqvae", "dit", "codes", "evaluate")
+# What a call of the pipeline takes where it is told nothing.
+CALL_DEFAULTS = {name: own.default for name, own in inspect.signature(VQDiTPipeline.__call__).parameters.items()}
 
 Arguments = TypeVar("Arguments")
 
@@ -54,18 +57,45 @@ class DataArguments:
 
     dataset_name: str | None = field(
         default=None,
-        metadata=_help('"shapes" or "emoji" (built in), a data set of the Hub, or a folder that holds one.'),
+        metadata=_help(
+            '"shapes" or "emoji" (built in), a data set of the Hub, a folder that holds one, or files ("x/*.tar").'
+        ),
     )
     dataset_config_name: str | None = field(
         default=None,
         metadata=_help('Its configuration: "one_object" or "two_objects" for shapes, "en" or "en-zh" for emoji.'),
     )
-    train_data_dir: str | None = field(default=None, metadata=_help("A folder of pictures with a metadata file."))
+    revision: str | None = field(default=None, metadata=_help("Branch, tag or commit of the data set on the Hub."))
+    train_data_dir: str | None = field(
+        default=None,
+        metadata=_help("A folder of pictures with a metadata file or with a folder for each label, or of shards."),
+    )
+    train_split: str = field(default="train", metadata=_help('The split to train on, or a part: "train[:90%%]".'))
+    validation_split: str | None = field(
+        default=None,
+        metadata=_help('The split held out; by default "validation", or else a part of the training split.'),
+    )
     image_column: str | None = field(
         default=None, metadata=_help("Column of the pictures; found by itself if left out.")
     )
     caption_column: str | None = field(
-        default=None, metadata=_help("Column of the captions; found by itself if left out.")
+        default=None, metadata=_help("Column of the captions or labels; found by itself if left out.")
+    )
+    caption_template: str = field(
+        default="a photo of a {label}", metadata=_help("The caption that a label becomes, by its name.")
+    )
+    label_names_file: str | None = field(
+        default=None, metadata=_help("The names of labels that have none in the data: a text file, one on each line.")
+    )
+    streaming: bool = field(
+        default=False, metadata=_help("Read the pairs as they are needed, for data that does not fit on the disk.")
+    )
+    shuffle_buffer_size: int = field(
+        default=1000, metadata=_help("Streaming: pairs in memory, and in each checkpoint, of which the next is drawn.")
+    )
+    num_held_out_samples: int = field(
+        default=1000,
+        metadata=_help("Streaming: pairs held out, the first of the validation split or else of all; kept in memory."),
     )
     max_train_samples: int | None = field(default=None, metadata=_help("Train on no more than this many pairs."))
     num_train_rows: int | None = field(
@@ -80,6 +110,9 @@ class DataArguments:
     )
     random_flip: bool = field(
         default=False, metadata=_help("Mirror half of the pictures; not for captions that name left and right.")
+    )
+    max_bad_fraction: float = field(
+        default=0.1, metadata=_help("End the run if more than this part of the records read, 100 at least, is bad.")
     )
     cache_dir: str | None = field(default=None, metadata=_help("Where data sets are kept."))
     dataloader_num_workers: int = field(
@@ -263,10 +296,11 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
     )
     num_inference_steps: int | None = field(
         default=None,
-        metadata=_help("Sampling steps of the sample grids: 16 by default, for a student its own number."),
+        metadata=_help("Sampling steps of the sample grids: by default the pipeline's, for a student its own number."),
     )
     guidance_scale: float | None = field(
-        default=None, metadata=_help("Guidance of the sample grids: 3 by default, for a student 1, which is none.")
+        default=None,
+        metadata=_help("Guidance of the sample grids: by default the pipeline's, for a student 1, which is none."),
     )
     num_bound_samples: int = field(
         default=1, metadata=_help("Draws a pair for the bounds of the validation; 0 for none.")
@@ -285,6 +319,11 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
         self.time_mixture.check("time_mixture", TimeMixture)
         self.loss_config.check("loss_config", LOSS_CONFIGS[self.process])
         self.distill_config.check("distill_config", DistillationConfig)
+        if self.streaming and self.codes_dir is not None:
+            raise ValueError(
+                f"`streaming` and `codes_dir` ({self.codes_dir}) exclude each other: codes are on the disk. Leave one "
+                "of them out."
+            )
         if self.distill_from is not None:
             self._check_distillation()
         elif self.distill_config:
@@ -294,7 +333,7 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
                 "Which tokenizer? Give `vqvae_model_name_or_path`, what train_vqvae.py left in its `output_dir`, or "
                 "the pipeline to fine-tune as `pretrained_model_name_or_path`."
             )
-        sampling = {"num_inference_steps": 16, "guidance_scale": 3.0}
+        sampling = {name: CALL_DEFAULTS[name] for name in ("num_inference_steps", "guidance_scale")}
         if self.distill_from is not None:
             sampling = DistillationConfig(**self.distill_config).call_arguments
         for name, value in sampling.items():
@@ -331,6 +370,13 @@ class EncodeCodesArguments(DataArguments):
     )
     output_dir: str = field(metadata=_help("Where the codes go."))
     train_batch_size: int = field(default=256, metadata=_help("Pairs encoded at a time."))
+
+    def __post_init__(self) -> None:
+        if self.streaming:
+            raise ValueError(
+                "`streaming` is for pairs that are encoded on the fly: codes are written once, of a data set that has "
+                "an end. Leave it out here, or train with train_dit.py --streaming and without `codes_dir`."
+            )
 
 
 SCRIPT_ARGUMENTS = (TrainVQVAEArguments, TrainDiTArguments, EncodeCodesArguments)

@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 CHECKPOINT_FORMAT_VERSION = 1  # a change that would misread older checkpoints raises it
 STATE_FILE = "checkpoint.json"
+_DATA_STATE_FILE = "data_{}.pt"  # by process
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -73,6 +76,17 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             "another `output_dir`."
         )
     return state
+
+
+def write_data_state(checkpoint: Path, process_index: int, state: Mapping[str, Any]) -> None:
+    """Writes where one process is in its data; each has a file of its own, for [`read_data_state`]."""
+    torch.save(dict(state), checkpoint / _DATA_STATE_FILE.format(process_index))
+
+
+def read_data_state(checkpoint: Path, process_index: int) -> dict[str, Any]:
+    """Where a process was in its data; nothing if the checkpoint knows of no such process."""
+    file = checkpoint / _DATA_STATE_FILE.format(process_index)
+    return torch.load(file, weights_only=True) if file.is_file() else {}
 
 
 def publish(aside: Path, folder: Path, state: Mapping[str, Any], total_limit: int | None) -> None:

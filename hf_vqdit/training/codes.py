@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from datasets import Dataset, Features, List, Value
 
-from hf_vqdit.data import CODES_FORMAT_VERSION, CODES_METADATA_FILE, CodesDataset, PairDataset, encode_captions
+from hf_vqdit.data import (
+    CODES_FORMAT_VERSION,
+    CODES_METADATA_FILE,
+    CodesDataset,
+    PairDataset,
+    RecordCounts,
+    collate_pairs,
+    encode_captions,
+)
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
 
 
@@ -31,7 +39,9 @@ def encode_batch(vqvae: MultimodalVQVAE, batch: dict[str, Any]) -> dict[str, Any
     return batch | {"image_codes": encoded.image_codes, "text_codes": encoded.text_codes}
 
 
-def write_codes(folder: str | Path, vqvae: MultimodalVQVAE, dataset: PairDataset, batch_size: int) -> dict[str, str]:
+def write_codes(
+    folder: str | Path, vqvae: MultimodalVQVAE, dataset: PairDataset, batch_size: int, records: RecordCounts
+) -> None:
     """Encodes every picture and every caption of a data set once, for [`open_codes`].
 
     Args:
@@ -39,48 +49,44 @@ def write_codes(folder: str | Path, vqvae: MultimodalVQVAE, dataset: PairDataset
         vqvae (`MultimodalVQVAE`): The tokenizer.
         dataset (`PairDataset`): The pairs; without random flips, since each picture is encoded once.
         batch_size (`int`): Pairs at a time.
-
-    Returns:
-        `dict[str, str]`: Key and reason of the records that could not be read.
+        records (`RecordCounts`): Where the records are counted.
 
     Raises:
-        ValueError: If the data set mirrors pictures at random.
+        ValueError: If the data set mirrors pictures at random, or too many records are bad.
     """
-    if dataset.random_flip:
+    if dataset.reader.random_flip:
         raise ValueError(
             "`random_flip` needs pictures encoded on the fly: each is encoded once here. Leave one of the two."
         )
-    skipped: dict[str, str] = {}
     features = Features(
         image_codes=List(List(Value("int32"))),
         text_codes=List(List(List(Value("int32")))),
         has_image=Value("bool"),
         has_text=Value("bool"),
     )
-    rows = list(_encode_rows(vqvae, dataset, batch_size, skipped))
+    rows = list(_encode_rows(vqvae, dataset, batch_size, records))
     Dataset.from_list(rows, features=features).save_to_disk(str(folder))
     metadata = {"format_version": CODES_FORMAT_VERSION, "vqvae": weights_digest(vqvae)}
     (Path(folder) / CODES_METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-    return skipped
 
 
 def _encode_rows(
-    vqvae: MultimodalVQVAE, dataset: PairDataset, batch_size: int, skipped: dict[str, str]
+    vqvae: MultimodalVQVAE, dataset: PairDataset, batch_size: int, records: RecordCounts
 ) -> Iterator[dict[str, Any]]:
     for start in range(0, len(dataset), batch_size):
         items = dataset.__getitems__([(0, index) for index in range(start, min(start + batch_size, len(dataset)))])
+        batch = collate_pairs(items)
+        records.add(batch)
         # A pair that could not be read is replaced by another, whose captions are at that other's index.
         captions = [dataset.pairs[item["index"]]["caption"] or [""] for item in items]
-        input_ids = encode_captions(dataset.tokenizer, [caption for row in captions for caption in row])
+        input_ids = encode_captions(dataset.reader.tokenizer, [caption for row in captions for caption in row])
         with torch.no_grad():
-            pixel_values = torch.stack([item["pixel_values"] for item in items])
-            image_codes = vqvae.encode(image=pixel_values.to(vqvae.device)).image_codes
+            image_codes = vqvae.encode(image=batch["pixel_values"].to(vqvae.device)).image_codes
             text_codes = torch.cat(
                 [vqvae.encode(text=chunk).text_codes for chunk in input_ids.to(vqvae.device).split(batch_size)]
             )
         text_codes = text_codes.split([len(row) for row in captions])
         for item, item_image_codes, item_text_codes in zip(items, image_codes, text_codes, strict=True):
-            skipped.update(item["skipped"])
             yield {
                 "image_codes": item_image_codes.tolist(),
                 "text_codes": item_text_codes.tolist(),

@@ -43,6 +43,9 @@ class DistillationConfig:
             Guidance of the teacher's caption by the picture, likewise.
         reverse_kl_weight (`float`, defaults to 0.1):
             Share of the reverse KL divergence in [0, 1].
+        student_temperature (`float`, defaults to 0.8):
+            Temperature of the schedulers that the student ships with. A mean of targets is broader than any of them;
+            below 1 it is sharpened back to what they agree on.
         grid_fraction (`float`, defaults to 0.5):
             Share of the rows whose times lie exactly where the student's passes begin, k / `num_student_steps`. The
             others lie between: for parts of pictures, and for other numbers of passes.
@@ -56,6 +59,7 @@ class DistillationConfig:
     guidance_scale: float = 3.0
     text_guidance_scale: float = 1.0
     reverse_kl_weight: float = 0.1
+    student_temperature: float = 0.8
     grid_fraction: float = 0.5
 
     def __post_init__(self):
@@ -69,7 +73,7 @@ class DistillationConfig:
                 f" each of the student's passes covers the same number of the teacher's, got {self.num_teacher_steps}:"
                 f" try {nearest}."
             )
-        for name in ("guidance_scale", "text_guidance_scale"):
+        for name in ("guidance_scale", "text_guidance_scale", "student_temperature"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be a finite number >= 0, got {getattr(self, name)}.")
         for name in ("reverse_kl_weight", "grid_fraction"):
@@ -82,21 +86,24 @@ class DistillationConfig:
         return {"num_inference_steps": self.num_student_steps, "guidance_scale": 1.0}
 
 
-def student_scheduler(scheduler: MaskedDiffusionScheduler) -> MaskedDiffusionScheduler:
+def student_scheduler(scheduler: MaskedDiffusionScheduler, config: DistillationConfig) -> MaskedDiffusionScheduler:
     """
     The scheduler that a student ships with.
 
-    It is the teacher's with temperature 1 and nothing cut off: the student has learnt what the teacher draws at its
-    temperature, top-k and top-p, and would be sharpened twice.
+    It is the teacher's with a temperature of its own and nothing cut off: the student has learnt what the teacher
+    draws at its temperature, top-k and top-p.
 
     Args:
         scheduler (`MaskedDiffusionScheduler`):
             With which the teacher samples.
+        config (`DistillationConfig`):
+            Has the temperature.
 
     Returns:
         `MaskedDiffusionScheduler`
     """
-    return type(scheduler).from_config(scheduler.config, temperature=1.0, top_k=None, top_p=1.0)
+    settings = {"temperature": config.student_temperature, "top_k": None, "top_p": 1.0}
+    return type(scheduler).from_config(scheduler.config, **settings)
 
 
 def check_teacher(teacher: nn.Module, sizes: Mapping[str, Any]) -> None:

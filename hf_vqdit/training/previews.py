@@ -53,8 +53,8 @@ def preview_pipeline(
     text_codes: torch.LongTensor,
     *,
     prompts: Sequence[str] | None = None,
-    num_inference_steps: int = 16,
-    guidance_scale: float = 3.0,
+    num_inference_steps: int,
+    guidance_scale: float,
     seed: int = 0,
 ) -> Image.Image:
     """Draws what the pipeline generates in three directions, with the same noise each time.
@@ -64,8 +64,8 @@ def preview_pipeline(
         image_codes (`torch.LongTensor` of shape `(B, h, w)`): Codes of real pictures, the first eight to be described.
         text_codes (`torch.LongTensor` of shape `(B, S/r, G)`): Codes of real captions, the first eight to be drawn.
         prompts (`Sequence[str]`, *optional*): Captions to draw instead.
-        num_inference_steps (`int`, *optional*, defaults to 16): Sampling steps.
-        guidance_scale (`float`, *optional*, defaults to 3.0): Guidance of pictures by captions.
+        num_inference_steps (`int`): Sampling steps.
+        guidance_scale (`float`): Guidance of pictures by captions.
         seed (`int`, *optional*, defaults to 0): Seed of the samples.
 
     Returns:

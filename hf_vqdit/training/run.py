@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_vqdit.data import ResumableBatchSampler, RowKey
+from hf_vqdit.data import PairStream, RecordCounts, ResumableBatchSampler, RowKey, StreamBatches
 from hf_vqdit.evaluation.report import SUMMARY_FILE
 from hf_vqdit.training.arguments import OptimizationArguments, write_config
-from hf_vqdit.training.checkpoints import find_checkpoint, publish, read_state
+from hf_vqdit.training.checkpoints import find_checkpoint, publish, read_data_state, read_state, write_data_state
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,8 @@ class TrainingRun:
         self.checkpoint = find_checkpoint(self.output_dir, arguments.resume_from_checkpoint)
         self.resumed_state = read_state(self.checkpoint) if self.checkpoint else {}
         self.first_step = self.resumed_state.get("step", 0)
-        self.skipped: dict[str, str] = {}  # key -> reason of the data records that could not be read
-        self.num_truncated = 0  # captions, each time they are read
+        self.records = RecordCounts(arguments.max_bad_fraction)  # of this process
+        self._stream: StreamBatches | None = None
         self._sums: dict[str, torch.Tensor] = {}
         self._pinned: dict[str, Any] = {}
         self._started = time.perf_counter() - self.resumed_state.get("seconds", 0.0)
@@ -70,6 +71,9 @@ class TrainingRun:
             log_with=None if arguments.report_to == "none" else arguments.report_to,
             project_config=ProjectConfiguration(str(self.output_dir), str(self.output_dir / arguments.logging_dir)),
         )
+        self._resumed_data = read_data_state(self.checkpoint, process.process_index) if self.checkpoint else {}
+        if "records" in self._resumed_data:
+            self.records.load_state_dict(self._resumed_data["records"])
         set_seed(arguments.seed, device_specific=True)
         if not arguments.dry_run:
             self._open_output()
@@ -112,16 +116,22 @@ class TrainingRun:
 
     # Data
 
-    def batches(self, dataset: Dataset, collate_fn: Callable) -> Iterator[dict[str, Any]]:
+    def batches(self, dataset: Dataset | PairStream, collate_fn: Callable) -> Iterator[dict[str, Any]]:
         """The micro-batches of this process, from the first step to the last; settles how many steps the epochs are.
 
         Args:
-            dataset (`torch.utils.data.Dataset`): A `PairDataset` or `CodesDataset`.
+            dataset (`torch.utils.data.Dataset` or `PairStream`): A `PairDataset` or `CodesDataset`, or a stream.
             collate_fn (`Callable`): The function that batches its items.
 
         Returns:
             `Iterator[dict]`
+
+        Raises:
+            ValueError: If the steps of a stream's epochs are asked for, or the checkpoint to resume from has no state
+                of this stream.
         """
+        if isinstance(dataset, PairStream):
+            return self._stream_batches(dataset)
         arguments, accelerator = self.arguments, self.accelerator
         if arguments.num_train_epochs is not None:
             arguments.max_train_steps = math.ceil(arguments.num_train_epochs * len(dataset) / self.global_batch_size)
@@ -145,25 +155,48 @@ class TrainingRun:
         )
         return iter(loader)
 
+    def _stream_batches(self, stream: PairStream) -> Iterator[dict[str, Any]]:
+        arguments, accelerator = self.arguments, self.accelerator
+        if arguments.num_train_epochs is not None:
+            raise ValueError(
+                "A stream has no known length, so `num_train_epochs` cannot become steps: give `max_train_steps`."
+            )
+        self._stream = stream.batches(
+            arguments.train_batch_size,
+            accelerator.num_processes,
+            accelerator.process_index,
+            arguments.gradient_accumulation_steps,
+            arguments.dataloader_num_workers,
+        )
+        if self.checkpoint is not None:
+            if self._resumed_data.get("stream") is None:
+                raise ValueError(
+                    f"{self.checkpoint} has no position in a stream for process {accelerator.process_index}: it was "
+                    "written without `streaming` or by fewer processes. Resume as it was trained, or start anew."
+                )
+            self._stream.load_state_dict(self._resumed_data["stream"])
+        return iter(self._stream)
+
     def next_batch(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        """The next micro-batch, on this process's device; counts the seconds waited for it and its bad records."""
+        """The next micro-batch, on this process's device; counts its records and the seconds waited for it."""
         start = time.perf_counter()
         batch = next(batches)
         self._waited += time.perf_counter() - start
-        for key, reason in batch["skipped"]:
-            if key not in self.skipped:
-                logger.warning("Skipped %s: %s", key, reason)
-            self.skipped[key] = reason
-        if "truncated" in batch:
-            self.num_truncated += int(batch["truncated"].sum())
+        self.records.add(batch)
         return self._to_device(batch)
 
-    def first_batches(self, dataset: Dataset, collate_fn: Callable, num_rows: int) -> Iterator[dict[str, Any]]:
+    def first_batches(
+        self, dataset: Dataset | PairStream, collate_fn: Callable, num_rows: int
+    ) -> Iterator[dict[str, Any]]:
         """The first rows of a data set, in order, in batches; the whole of it on each process that asks."""
-        rows = range(min(len(dataset), num_rows))
-        for start in rows[:: self.arguments.train_batch_size]:
-            items = [dataset[RowKey(0, row, row)] for row in rows[start : start + self.arguments.train_batch_size]]
-            yield self._to_device(collate_fn(items))
+        if isinstance(dataset, PairStream):
+            items = dataset.first_items(num_rows)
+        else:
+            items = (dataset[RowKey(0, row, row)] for row in range(min(len(dataset), num_rows)))
+        while rows := list(islice(items, self.arguments.train_batch_size)):
+            batch = collate_fn(rows)
+            self.records.add(batch)
+            yield self._to_device(batch)
 
     def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         device = self.accelerator.device
@@ -242,15 +275,14 @@ class TrainingRun:
         Args:
             figures (`Mapping[str, float]`): What the last validation measured.
         """
-        skipped = dict(gather_object(list(self.skipped.items())))
-        num_truncated = sum(gather_object([self.num_truncated]))
-        if skipped:
-            logger.warning("%d records could not be read and were skipped: %s", len(skipped), list(skipped)[:10])
-        if num_truncated:
-            logger.warning("%d times a caption longer than the text context lost its end.", num_truncated)
+        records = RecordCounts()
+        for state_dict in gather_object([self.records.state_dict()]):
+            records.load_state_dict(state_dict)
+        for line in records.warnings():
+            logger.warning(line)
         if self.accelerator.is_main_process:
             summary = {"seconds": self._seconds(), "steps": self.arguments.max_train_steps, "figures": dict(figures)}
-            summary |= {"skipped_records": skipped, "truncated_captions": num_truncated}
+            summary["records"] = records.report()
             (self.output_dir / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         gc.collect()  # a wrapped model is part of a reference cycle
         self.accelerator.end_training()
@@ -312,6 +344,9 @@ class TrainingRun:
             shutil.rmtree(aside)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(aside))
+        stream = self._stream.state_dict() if self._stream is not None else None
+        data_state = {"records": self.records.state_dict(), "stream": stream}
+        write_data_state(aside, self.accelerator.process_index, data_state)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             state = {

@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """The order of rows is a function of the step, pictures arrive as the borders say, and bad ones cost no run."""
 
-import io
 import itertools
 import json
 from collections import Counter
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from PIL import Image as PILImage
+from pair_files import draw_pixels, encode
 from torch.utils.data import DataLoader
 
 from hf_vqdit.data.captions import encode_captions, train_caption_tokenizer
@@ -26,14 +25,8 @@ from hf_vqdit.data.loader import (
 PAIR_FEATURES = Features({"image": Image(decode=False), "caption": List(Value("string"))})
 
 
-def encoded(pixels: np.ndarray, file_format: str = "PNG", **options) -> dict:
-    buffer = io.BytesIO()
-    PILImage.fromarray(pixels).save(buffer, format=file_format, **options)
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-def random_pixels(seed: int, height: int = 16, width: int = 16, channels: int = 3) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+def encoded(pixels: np.ndarray, file_format: str = "PNG") -> dict:
+    return {"bytes": encode(pixels, file_format), "path": None}
 
 
 def as_pairs(images: list[dict | None], captions: list[list[str]] | None = None) -> Dataset:
@@ -49,7 +42,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def pairs():
     """Twelve pairs, each with three captions; rows 4, 5 and 11 hold broken pictures."""
-    images = [encoded(random_pixels(i)) for i in range(12)]
+    images = [encoded(draw_pixels(i)) for i in range(12)]
     images[4] = {"bytes": b"garbage", "path": "four.png"}
     images[5] = {"bytes": images[5]["bytes"][:100], "path": "five.png"}
     images[11] = {"bytes": None, "path": "/nowhere/eleven.png"}
@@ -152,7 +145,7 @@ def test_the_caption_drawn_is_the_caption_read(tokenizer, pairs):
 
 
 def test_half_of_the_pictures_are_mirrored_anew_each_epoch(tokenizer):
-    pairs = as_pairs([encoded(random_pixels(i)) for i in range(20)])
+    pairs = as_pairs([encoded(draw_pixels(i)) for i in range(20)])
     plain, flipping = PairDataset(pairs, tokenizer, 16), PairDataset(pairs, tokenizer, 16, random_flip=True)
     flips = []
     for epoch, index in itertools.product(range(20), range(20)):
@@ -163,83 +156,16 @@ def test_half_of_the_pictures_are_mirrored_anew_each_epoch(tokenizer):
     assert flips[:20] != flips[20:40]
 
 
-# Pictures
-
-
-def read(image: dict, tokenizer, resolution: int = 16, **options) -> np.ndarray:
-    """The picture as (H, W, 3) in [-1, 1]."""
-    item = PairDataset(as_pairs([image]), tokenizer, resolution, **options)[0, 0]
-    assert not item["skipped"]
-    return item["pixel_values"].permute(1, 2, 0).numpy()
+# What is missing and what is broken
 
 
 def test_pixels_lie_between_minus_one_and_one(tokenizer):
-    pixels = random_pixels(0)
+    pixels = draw_pixels(0)
     pixels[0, 0], pixels[0, 1] = 0, 255
-    found = read(encoded(pixels), tokenizer)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, pixels.astype(np.float64) / 127.5 - 1, atol=1e-6)
-    assert (found[0, 0] == -1).all()
-    assert (found[0, 1] == 1).all()
-
-
-def test_transparent_pixels_show_white(tokenizer):
-    pixels = random_pixels(0, channels=4)
-    pixels[..., 3] = np.where(np.arange(16) < 8, 0, 255)
-    found = read(encoded(pixels), tokenizer)
-    assert (found[:, :8] == 1).all()
-    np.testing.assert_allclose(found[:, 8:], pixels[:, 8:, :3] / 127.5 - 1, atol=1e-6)
-
-
-def test_a_palette_with_a_transparent_color_shows_white(tokenizer):
-    picture = PILImage.new("P", (16, 16), 0)
-    picture.putpalette([255, 0, 0, 0, 0, 255])
-    picture.paste(1, (0, 0, 8, 16))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", transparency=0)
-    found = read({"bytes": buffer.getvalue(), "path": None}, tokenizer)
-    assert (found[:, :8] == [-1, -1, 1]).all()
-    assert (found[:, 8:] == 1).all()
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_greys_of_8_and_16_bits_become_the_same_colors(tokenizer, dtype):
-    greys = random_pixels(0, channels=1)[..., 0]
-    found = read(
-        encoded((greys.astype(np.uint16) * 257).astype(np.uint16) if dtype is np.uint16 else greys), tokenizer
-    )
-    np.testing.assert_allclose(found, np.repeat(greys[..., None], 3, axis=-1) / 127.5 - 1, atol=1e-6)
-
-
-def test_a_picture_that_a_camera_turned_is_upright(tokenizer):
-    pixels = random_pixels(0)
-    turned = PILImage.fromarray(pixels).transpose(PILImage.Transpose.ROTATE_90)
-    exif = PILImage.Exif()
-    exif[PILImage.ExifTags.Base.Orientation] = 6  # shown after a quarter turn to the right
-    found = read(encoded(np.asarray(turned), exif=exif), tokenizer)
-    np.testing.assert_allclose(found, pixels / 127.5 - 1, atol=1e-6)
-
-
-@pytest.mark.parametrize(("height", "width"), [(16, 40), (40, 16)])
-def test_the_square_is_cut_from_the_middle_or_the_upper_left(tokenizer, height, width):
-    pixels = random_pixels(0, height, width)
-    top, left = (height - 16) // 2, (width - 16) // 2
-    middle = read(encoded(pixels), tokenizer)
-    np.testing.assert_allclose(middle, pixels[top : top + 16, left : left + 16] / 127.5 - 1, atol=1e-6)
-    corner = read(encoded(pixels), tokenizer, center_crop=False)
-    np.testing.assert_allclose(corner, pixels[:16, :16] / 127.5 - 1, atol=1e-6)
-
-
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 100), (5, 9)])
-def test_the_short_side_becomes_the_resolution(tokenizer, height, width):
-    halves = np.zeros((height, width, 3), dtype=np.uint8)
-    halves[height // 2 :] = 200
-    found = read(encoded(halves), tokenizer, resolution=8)
-    assert found.shape == (8, 8, 3)
-    np.testing.assert_allclose(found[[0, -1]].mean(axis=(1, 2)), [-1, 200 / 127.5 - 1], atol=0.1)
-
-
-# What is missing and what is broken
+    found = PairDataset(as_pairs([encoded(pixels)]), tokenizer, 16)[0, 0]["pixel_values"]
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.permute(1, 2, 0), pixels.astype(np.float64) / 127.5 - 1, atol=1e-6)
+    assert (found[:, 0, 0] == -1).all() and (found[:, 0, 1] == 1).all()
 
 
 def test_the_next_good_pair_takes_the_place_of_a_broken_one(tokenizer, pairs):
@@ -252,22 +178,25 @@ def test_the_next_good_pair_takes_the_place_of_a_broken_one(tokenizer, pairs):
         item = dataset[0, index]
         assert item["index"] == stand_in
         assert torch.equal(item["pixel_values"], dataset[0, stand_in]["pixel_values"])
-        assert [name for name, _ in item["skipped"]] == names
-        assert all(": " in reason for _, reason in item["skipped"])
-    assert dataset[0, 6]["skipped"] == []
+        assert [bad.key for bad in item["bad_records"]] == names
+    assert dataset[0, 6]["bad_records"] == []
 
 
-def test_what_was_skipped_is_counted_in_the_batch(tokenizer, pairs):
+def test_what_was_skipped_is_told_in_the_batch(tokenizer, pairs):
     dataset = PairDataset(pairs, tokenizer, 16)
     batch = collate_pairs([dataset[0, index] for index in (0, 4, 11)])
-    assert [name for name, _ in batch["skipped"]] == ["four.png", "five.png", "/nowhere/eleven.png"]
+    assert [(bad.key, bad.kind) for bad in batch["bad_records"]] == [
+        ("four.png", "picture_unreadable"),
+        ("five.png", "picture_truncated"),
+        ("/nowhere/eleven.png", "picture_missing"),
+    ]
     assert batch["index"].tolist() == [0, 6, 0]
 
 
 def test_a_set_in_which_nothing_can_be_read_is_refused(tokenizer):
     dataset = PairDataset(as_pairs([{"bytes": b"garbage", "path": f"{i}.png"} for i in range(3)]), tokenizer, 16)
     with pytest.raises(
-        ValueError, match="None of the 3 pairs can be read; the first failed with .*1.png.*Unidentified"
+        ValueError, match="None of the 3 pairs can be read; the first one: .*1.png.*picture_unreadable.*Unidentified"
     ):
         dataset[0, 1]
 
@@ -275,7 +204,7 @@ def test_a_set_in_which_nothing_can_be_read_is_refused(tokenizer):
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "WEBP", "BMP"])
 def test_no_damage_to_a_file_stops_a_run(tokenizer, file_format):
     rng = np.random.default_rng(0)
-    whole = encoded(random_pixels(0), file_format)
+    whole = encoded(draw_pixels(0), file_format)
     damaged = []
     for _ in range(30):
         data = bytearray(whole["bytes"])
@@ -284,11 +213,11 @@ def test_no_damage_to_a_file_stops_a_run(tokenizer, file_format):
     dataset = PairDataset(as_pairs([*damaged, whole]), tokenizer, 16)
     items = dataset.__getitems__([(0, index) for index in range(len(dataset))])
     assert all(torch.isfinite(item["pixel_values"]).all() for item in items)
-    assert items[0]["skipped"] or any(item["skipped"] for item in items)
+    assert any(item["bad_records"] for item in items)
 
 
 def test_a_missing_caption_is_eos_and_padding(tokenizer):
-    item = PairDataset(as_pairs([encoded(random_pixels(0))], [[]]), tokenizer, 16)[0, 0]
+    item = PairDataset(as_pairs([encoded(draw_pixels(0))], [[]]), tokenizer, 16)[0, 0]
     assert (item["has_image"], item["has_text"]) == (True, False)
     assert item["input_ids"].tolist() == [tokenizer.eos_token_id] + [tokenizer.pad_token_id] * 7
 
@@ -296,24 +225,24 @@ def test_a_missing_caption_is_eos_and_padding(tokenizer):
 @pytest.mark.parametrize("missing", [None, {"bytes": None, "path": None}])
 def test_a_missing_picture_is_blank(tokenizer, missing):
     bytes_and_path = {"bytes": Value("binary"), "path": Value("string")}
-    columns = {"image": [missing, encoded(random_pixels(0))], "caption": [["one"], ["two"]]}
+    columns = {"image": [missing, encoded(draw_pixels(0))], "caption": [["one"], ["two"]]}
     pairs = Dataset.from_dict(columns, Features({"image": bytes_and_path, "caption": List(Value("string"))}))
     dataset = PairDataset(pairs.cast_column("image", Image(decode=False)), tokenizer, 16)
     item = dataset[0, 0]
-    assert (item["has_image"], item["has_text"], item["skipped"]) == (False, True, [])
+    assert (item["has_image"], item["has_text"], item["bad_records"]) == (False, True, [])
     assert torch.equal(item["pixel_values"], torch.zeros(3, 16, 16))
     batch = collate_pairs(dataset.__getitems__([(0, 0), (0, 1)]))
     assert batch["has_image"].tolist() == [False, True]
 
 
 def test_a_pair_of_nothing_is_skipped(tokenizer):
-    item = PairDataset(as_pairs([None, encoded(random_pixels(0))], [[], []]), tokenizer, 16)[0, 0]
+    item = PairDataset(as_pairs([None, encoded(draw_pixels(0))], [[], []]), tokenizer, 16)[0, 0]
     assert item["index"] == 1
-    assert item["skipped"] == [("row 0", "ValueError: neither a picture nor a caption")]
+    assert item["bad_records"] == [("row 0", "record_empty", "no picture; no caption")]
 
 
 def test_a_caption_beyond_the_context_is_truncated_and_told(tokenizer):
-    dataset = PairDataset(as_pairs([encoded(random_pixels(0))] * 2, [["caption " * 20], ["caption"]]), tokenizer, 16)
+    dataset = PairDataset(as_pairs([encoded(draw_pixels(0))] * 2, [["caption " * 20], ["caption"]]), tokenizer, 16)
     batch = collate_pairs([dataset[0, 0], dataset[0, 1]])
     assert batch["truncated"].tolist() == [True, False]
     assert batch["input_ids"][0, -1] == tokenizer.eos_token_id
@@ -324,7 +253,7 @@ def test_a_caption_beyond_the_context_is_truncated_and_told(tokenizer):
 )
 def test_a_dataset_that_makes_no_sense_is_refused(tokenizer, num_pairs, resolution, message):
     with pytest.raises(ValueError, match=message):
-        PairDataset(as_pairs([encoded(random_pixels(0))] * num_pairs), tokenizer, resolution)
+        PairDataset(as_pairs([encoded(draw_pixels(0))] * num_pairs), tokenizer, resolution)
 
 
 # Batches

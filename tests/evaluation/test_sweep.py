@@ -79,9 +79,8 @@ def test_a_setting_differs_from_the_base_in_one_thing(tiny_pipeline, direction):
             {"joint_order"},
         )
     assert [s.label for s in variations if s.varied == "steps"] == [f"{count} steps" for count in NUM_STEPS]
-    assert {s.varied for s in variations} == {"steps", "guidance", "temperature", "order", "remasking"} | (
-        {"joint order"} if direction == "joint" else set()
-    )
+    varied = {"steps", "guidance", "temperature", "mask schedule", "order", "remasking"}
+    assert {s.varied for s in variations} == varied | ({"joint order"} if direction == "joint" else set())
 
 
 def test_a_variation_that_is_the_base_is_not_run_twice(tiny_pipeline):

@@ -5,7 +5,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from pipeline_inputs import LEFT_HALF, PROMPT, generator, generators, picture, rectangle, watch_transformer
+from pipeline_inputs import LEFT_HALF, PROMPT, picture, rectangle, watch_transformer
+from seeded import generator, generators
 
 SIZES = ((16, 48), (40, 24))
 

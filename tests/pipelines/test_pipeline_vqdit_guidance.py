@@ -7,7 +7,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from pipeline_inputs import PROMPT, generator, generators, watch_transformer
+from pipeline_inputs import PROMPT, watch_transformer
+from seeded import generator, generators
 
 PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
 
@@ -56,7 +57,7 @@ def test_a_linear_schedule_is_one_of_the_scheduler_wherever_the_run_begins(tiny_
 @pytest.mark.parametrize(("interval", "guided"), (((0.4, 0.8), [1, 2, 3]), ((0.0, 0.3), [4]), ((1.0, 1.0), [0])))
 def test_guidance_acts_inside_its_interval_and_costs_nothing_outside(tiny_pipeline, monkeypatch, interval, guided):
     calls, scales = watch_transformer(tiny_pipeline), watch_scales(tiny_pipeline, monkeypatch)
-    settings = {"text_guidance_scale": 2.0, "guidance_interval": interval}
+    settings = {"guidance_scale": 3.0, "text_guidance_scale": 2.0, "guidance_interval": interval}
     codes_of(tiny_pipeline, **settings, joint_order="together")
     # At the first step neither side knows anything that could guide the other.
     assert scales == [(3, 2) if step in guided and step > 0 else (1, 1) for step in range(5)]
@@ -74,7 +75,8 @@ def test_an_interval_holds_the_times_at_its_ends(tiny_pipeline, monkeypatch):
     for tenths in range(1, 11):
         scales.clear()
         interval = (tenths / 10, tenths / 10)
-        codes_of(tiny_pipeline, prompt=PROMPT, num_inference_steps=10, guidance_interval=interval)
+        settings = {"guidance_scale": 3.0, "guidance_interval": interval}
+        codes_of(tiny_pipeline, prompt=PROMPT, num_inference_steps=10, **settings)
         assert [scale for scale, _ in scales] == [3 if step == 10 - tenths else 1 for step in range(10)]
 
 

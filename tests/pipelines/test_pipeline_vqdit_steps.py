@@ -6,7 +6,8 @@ import PIL.Image
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
-from pipeline_inputs import PROMPT, generator, generators, watch_transformer
+from pipeline_inputs import PROMPT, watch_transformer
+from seeded import generator, generators
 
 import hf_vqdit
 

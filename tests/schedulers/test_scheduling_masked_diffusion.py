@@ -6,26 +6,11 @@ from fractions import Fraction
 
 import pytest
 import torch
+from scheduler_inputs import ORDERS, REFERENCE_MASK_RATE, SCHEDULES
+from seeded import generator, generators
 
 from hf_vqdit.schedulers import MaskedDiffusionScheduler, scheduling_masked_diffusion
 from hf_vqdit.schedulers.scheduling_masked_diffusion import _gumbel, _invert_cdf
-
-SCHEDULES = ("cosine", "linear", "arccos")
-ORDERS = ("ancestral", "confidence", "random", "halton")
-REFERENCE_MASK_RATE = {
-    "linear": lambda t: t,
-    "cosine": lambda t: math.sin(math.pi * t / 2),
-    "arccos": lambda t: 2 / math.pi * math.acos(1 - t),
-}
-
-
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def generator(seed=0):
-    return generators(seed)[0]
-
 
 # Corruption
 
@@ -403,7 +388,7 @@ def test_half_precision_logits_and_plain_tuples_are_welcome():
 
 @pytest.mark.parametrize(
     "config",
-    ({"mask_schedule": "square"}, {"order": "left"}, {"temperature": -1.0}, {"choice_temperature": math.nan}),
+    ({"mask_schedule": "cubic"}, {"order": "left"}, {"temperature": -1.0}, {"choice_temperature": math.nan}),
 )
 def test_an_unknown_setting_is_an_error_that_names_it(config):
     (name, value) = next(iter(config.items()))
@@ -473,6 +458,6 @@ def test_times_that_are_no_times_are_an_error(timesteps, error, message):
 def test_drawing_some_rows_at_a_time_changes_nothing(run, noisy_model, monkeypatch, config):
     scheduler, sample = MaskedDiffusionScheduler(**config), torch.full((3, 4, 5), 9)
     whole = run(scheduler, noisy_model(9), sample, 4, generators(1, 2, 3))
-    monkeypatch.setattr(scheduling_masked_diffusion, "MAX_DRAWING_ENTRIES", 20)  # two rows
+    monkeypatch.setattr(scheduling_masked_diffusion, "CPU_DRAWING_ENTRIES", 20)  # two rows
     parts = run(scheduler, noisy_model(9), sample, 4, generators(1, 2, 3))
     assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))

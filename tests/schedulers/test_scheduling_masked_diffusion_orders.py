@@ -6,21 +6,13 @@ from fractions import Fraction
 
 import pytest
 import torch
+from scheduler_inputs import COUNT_ORDERS, ORDERS, SCHEDULES
+from seeded import generator
 
 from hf_vqdit.schedulers import MaskedDiffusionScheduler
 from hf_vqdit.schedulers.scheduling_masked_diffusion import _halton_ranks
 
-ORDERS = ("ancestral", "confidence", "random", "halton")
-COUNT_ORDERS = ORDERS[1:]
 GRIDS = ((1, 1), (4, 4), (3, 7), (8, 2), (5, 1), (1, 5), (16, 16), (9, 27), (12, 20))
-
-
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def generator(seed=0):
-    return generators(seed)[0]
 
 
 def decoding_ranks(run, scheduler, shape):
@@ -125,6 +117,38 @@ def test_a_run_keeps_its_roll_and_the_next_run_draws_another(run):
     for order, offset in zip(orders, offsets, strict=True):
         assert torch.equal(order[0], _halton_ranks(8, 8).roll(tuple(offset.tolist()), dims=(0, 1)))
     assert not torch.equal(*orders)
+
+
+# Entropy
+
+
+def test_the_most_uncertain_codes_are_decoded_first(run):
+    scale = torch.tensor([3.0, 0.5, 2.0, 1.0])  # of the logits: the larger, the surer
+    logits = scale[:, None] * torch.randn(5, 1, 6, dtype=torch.float64, generator=generator())
+    trace = run(
+        MaskedDiffusionScheduler(mask_schedule="linear", order="entropy"),
+        lambda _: logits.expand(5, 4, 6),
+        torch.full((5, 4), 6),
+        4,
+        generator(1),
+    )
+    order = torch.stack([state == 6 for state in trace]).sum(dim=0).argsort(dim=1)  # (5, 4)
+    assert torch.equal(order, torch.tensor([1, 3, 2, 0]).expand(5, 4))
+
+
+def test_one_code_a_step_in_the_order_of_entropy_has_the_law_of_the_model(run):
+    law = torch.tensor([[0.30, 0.05, 0.05], [0.02, 0.25, 0.03], [0.10, 0.10, 0.10]], dtype=torch.float64)  # of 2 codes
+    joint = torch.zeros(4, 4, dtype=torch.float64)  # the last row and column: MASK, the sum over the others
+    joint[:3, :3], joint[3, :3], joint[:3, 3] = law, law.sum(dim=0), law.sum(dim=1)
+
+    def true_posterior(sample):
+        return torch.stack([joint[:3, sample[:, 1]].T, joint[sample[:, 0], :3]], dim=1).log()  # (B, 2, 3)
+
+    num_samples = 40_000
+    scheduler = MaskedDiffusionScheduler(mask_schedule="linear", order="entropy")
+    codes = run(scheduler, true_posterior, torch.full((num_samples, 2), 3), 2, generator())[-1]
+    shares = torch.bincount(3 * codes[:, 0] + codes[:, 1], minlength=9).double().view(3, 3) / num_samples
+    assert ((shares - law).abs() < 4 * (law * (1 - law) / num_samples).sqrt()).all()
 
 
 # Blocks
@@ -249,7 +273,7 @@ def test_the_top_keeps_forbidden_classes_out_and_needs_a_class_that_is_allowed(r
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("mask_schedule", ("cosine", "linear", "arccos"))
+@pytest.mark.parametrize("mask_schedule", SCHEDULES)
 @pytest.mark.parametrize("begin", (0, 3, 9))
 def test_a_run_goes_on_from_noised_codes(run, noisy_model, order, mask_schedule, begin):
     scheduler = MaskedDiffusionScheduler(mask_schedule=mask_schedule, order=order)

@@ -6,28 +6,14 @@ from collections import Counter
 
 import pytest
 import torch
+from scheduler_inputs import COUNT_ORDERS, ORDERS, REFERENCE_MASK_RATE, SCHEDULES
+from seeded import generator, generators
 
 from hf_vqdit.schedulers import MaskedDiffusionScheduler
 
-SCHEDULES = ("cosine", "linear", "arccos")
-ORDERS = ("ancestral", "confidence", "random", "halton")
-COUNT_ORDERS = ORDERS[1:]
 # Strong enough that every one of them remasks something in a short run.
 STRENGTHS = {"cap": 0.1, "rescale": 0.3, "confidence": 4.0, "loop": 0.08}
 REMASKINGS = tuple(STRENGTHS)
-REFERENCE_MASK_RATE = {
-    "linear": lambda t: t,
-    "cosine": lambda t: math.sin(math.pi * t / 2),
-    "arccos": lambda t: 2 / math.pi * math.acos(1 - t),
-}
-
-
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def generator(seed=0):
-    return generators(seed)[0]
 
 
 def make(remasking, **settings):

@@ -157,12 +157,12 @@ def test_settings_of_a_student_need_a_teacher():
 def test_sample_grids_are_drawn_as_the_model_is_meant_to_be_called():
     flags = {"new": ["--vqvae_model_name_or_path", "y"], "student": ["--distill_from", "y"]}
     flags["shorter"] = [*flags["student"], "--distill_config", '{"num_student_steps": 2}']
-    flags["as told"] = [*flags["student"], "--num_inference_steps", "7", "--guidance_scale", "2"]
+    flags["as told"] = [*flags["student"], "--num_inference_steps", "7", "--guidance_scale", "4"]
     found = {}
     for name, extra in flags.items():
         arguments = parse_arguments(TrainDiTArguments, "dit", ["--output_dir", "x", *extra])
         found[name] = (arguments.num_inference_steps, arguments.guidance_scale)
-    assert found == {"new": (16, 3.0), "student": (4, 1.0), "shorter": (2, 1.0), "as told": (7, 2.0)}
+    assert found == {"new": (12, 2.0), "student": (4, 1.0), "shorter": (2, 1.0), "as told": (7, 4.0)}
 
 
 def test_modalities_that_do_not_exist_are_refused():

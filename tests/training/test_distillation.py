@@ -333,7 +333,8 @@ def test_the_first_pass_is_learnt_with_nothing_known(student, teacher):
 
 def test_a_student_ships_with_the_settings_of_its_teacher_but_for_what_is_in_its_weights():
     teachers = hf_vqdit.MaskedDiffusionScheduler.from_config(TEXT_SCHEDULER.config, top_k=5, top_p=0.9)
-    found, expected = dict(student_scheduler(teachers).config), dict(TEXT_SCHEDULER.config) | {"temperature": 1.0}
+    student = student_scheduler(teachers, DistillationConfig(student_temperature=0.6))
+    found, expected = dict(student.config), dict(TEXT_SCHEDULER.config) | {"temperature": 0.6}
     found.pop("_use_default_values"), expected.pop("_use_default_values")
     assert found == expected
 

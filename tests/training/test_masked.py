@@ -72,7 +72,7 @@ class Inputs:
 # What the network sees
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "arccos"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "square", "arccos"])
 def test_the_network_is_told_the_realised_fraction_of_masks(schedule):
     model = make_model()
     seen = Inputs(model)

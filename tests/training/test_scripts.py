@@ -191,8 +191,9 @@ def test_a_picture_that_cannot_be_read_is_skipped_counted_and_reported(tmp_path)
     (pictures / "metadata.csv").write_text("\n".join(lines) + "\n")
     data = ["--train_data_dir", str(pictures), "--cache_dir", str(tmp_path / "cache")]
     run = run_in_process("train_vqvae", tmp_path / "run", "--train_modalities", "image", data=data)
-    skipped = json.loads((run / "train_summary.json").read_text())["skipped_records"]
-    assert len(skipped) == 1 and "3.png" in next(iter(skipped))
+    records = json.loads((run / "train_summary.json").read_text())["records"]
+    assert records["bad"] > 0 and [*records["bad_by_kind"]] == ["picture_unreadable"]
+    assert [*records["bad_by_kind"]["picture_unreadable"]["examples"]] == [str(pictures / "3.png")]
 
 
 def test_codes_of_another_tokenizer_are_refused(runs, tmp_path):

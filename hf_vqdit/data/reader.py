@@ -1,0 +1,145 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""From the record of a pair to what tokenizer and transformer train on.
+
+Everything random here is a pure function of (seed, epoch, index of the record), so that nothing has to be saved.
+"""
+
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from .captions import encode_captions
+from .pictures import has_picture, open_picture, to_square
+from .records import RECORD_KINDS, BadRecord, BadRecordError
+
+
+class RowKey(NamedTuple):
+    """Which record is read and for what: pass `epoch`, `index` in the data set, `row` of the global batch."""
+
+    epoch: int
+    index: int
+    row: int = 0
+
+
+class Pair(NamedTuple):
+    """A record that was read: `picture` (H, W, 3) uint8 or `None`, `captions`, and what was wrong with these."""
+
+    picture: np.ndarray | None
+    captions: list[str]
+    flaws: list[BadRecord]
+
+
+class PairReader:
+    """Decodes records into what tokenizer and transformer train on.
+
+    Pictures are turned upright (EXIF), pasted on white where they are transparent, cropped to a square and resized.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Its `model_max_length` is the text context S.
+        resolution (`int`): Side of the pictures in pixels.
+        center_crop (`bool`, defaults to `True`): Whether the square is cut from the middle; else from the upper left.
+        random_flip (`bool`, defaults to `False`): Whether half of the pictures, drawn anew each epoch, are mirrored.
+        seed (`int`, defaults to 0): Seed of the flips and of which caption is drawn.
+
+    Raises:
+        ValueError: If `resolution` is below 1.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        resolution: int,
+        center_crop: bool = True,
+        random_flip: bool = False,
+        seed: int = 0,
+    ):
+        if resolution < 1:
+            raise ValueError(f"`resolution` must be at least 1 pixel, got {resolution}.")
+        self.tokenizer = tokenizer
+        self.resolution = resolution
+        self.center_crop = center_crop
+        self.random_flip = random_flip
+        self.seed = seed
+
+    def read(self, record: dict[str, Any], index: int) -> Pair | BadRecord:
+        """Decodes a record.
+
+        Args:
+            record (`dict`): A row of [`load_pairs`]; `key` and `flaws` may be left out.
+            index (`int`): Its place, by which it is called if nothing else names it.
+
+        Returns:
+            [`Pair`], or a [`BadRecord`] that says why it has to be left out.
+        """
+        image, captions = record["image"], record["caption"]
+        key = name_record(record, index)
+        flaws = [BadRecord(key, *flaw.split(": ", 1)) for flaw in record.get("flaws", ())]
+        for flaw in flaws:
+            if flaw.kind in RECORD_KINDS:
+                return flaw
+        if not has_picture(image):
+            if captions:
+                return Pair(None, captions, flaws)
+            return BadRecord(key, "record_empty", "; ".join(["no picture", *(record.get("flaws") or ["no caption"])]))
+        try:
+            picture = to_square(open_picture(image), self.resolution, self.center_crop)
+        except BadRecordError as error:
+            return BadRecord(key, error.kind, str(error))
+        return Pair(picture, captions, flaws)
+
+    def to_items(self, pairs: list[Pair], keys: list[RowKey]) -> list[dict[str, Any]]:
+        """Draws flips and captions, and encodes the captions together.
+
+        Args:
+            pairs (`list[Pair]`): At least one pair.
+            keys (`list[RowKey]`): What each is read for.
+
+        Returns:
+            `list[dict]`: For each `pixel_values` (3, H, W) in [-1, 1], 0 all over where the picture is missing;
+                `input_ids` (S,), `has_image`, `has_text`, `truncated` (the caption lost its end) and `row`.
+        """
+        pictures = np.stack([self._flip(pair.picture, key) for pair, key in zip(pairs, keys, strict=True)])
+        pixel_values = torch.from_numpy(pictures).movedim(-1, 1).contiguous() / 127.5 - 1  # (B, 3, H, W)
+        captions = [self._choose(pair.captions, key) for pair, key in zip(pairs, keys, strict=True)]
+        input_ids, truncated = encode_captions(self.tokenizer, captions, return_truncated=True)
+        return [
+            {
+                # A missing picture is 0 all over, the middle of the range.
+                "pixel_values": torch.zeros_like(pixel_values[i]) if pair.picture is None else pixel_values[i],
+                "input_ids": input_ids[i],
+                "has_image": pair.picture is not None,
+                "has_text": bool(pair.captions),
+                "truncated": bool(truncated[i]),
+                "row": keys[i].row,
+            }
+            for i, pair in enumerate(pairs)
+        ]
+
+    def _flip(self, picture: np.ndarray | None, key: RowKey) -> np.ndarray:
+        if picture is None:
+            return np.zeros((self.resolution, self.resolution, 3), dtype=np.uint8)
+        if self.random_flip and keyed_bits("flip", self.seed, key.epoch, key.index) % 2:
+            return picture[:, ::-1]
+        return picture
+
+    def _choose(self, captions: list[str], key: RowKey) -> str:
+        # By the index that was asked for, also where another pair stands in: `CodesDataset` knows no other.
+        return captions[choose_caption(self.seed, key.epoch, key.index, len(captions))] if captions else ""
+
+
+def name_record(record: dict[str, Any], index: int) -> str:
+    """What messages call a record: the path of its picture, its key in the source, or its place."""
+    return (record["image"] or {}).get("path") or record.get("key") or f"row {index}"
+
+
+def choose_caption(seed: int, epoch: int, index: int, num_captions: int) -> int:
+    """Which of the captions of record `index` an epoch reads, in `0..num_captions - 1`; each is equally likely."""
+    return keyed_bits("caption", seed, epoch, index) % num_captions
+
+
+def keyed_bits(purpose: str, *key: int) -> int:
+    """64 well mixed bits that depend on the key alone, as a counter-based generator would give."""
+    return int.from_bytes(hashlib.blake2b(repr((purpose, *key)).encode(), digest_size=8).digest())

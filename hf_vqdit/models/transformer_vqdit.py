@@ -567,13 +567,11 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
             )
 
         # Codes to tokens. The tables hold MASK, and the text's PAD, besides the codes. Vectors need no tables.
-        image_dim, text_dim = hidden_size, hidden_size
-        if process == "masked":
-            self.image_embed = nn.Embedding(image_codebook_size + 1, hidden_size)
-            self.text_embed = nn.Embedding(text_codebook_size + 2, hidden_size)
-        else:
-            image_dim, text_dim = image_code_dim, text_code_dim
+        is_masked = process == "masked"
+        image_dim, text_dim = (hidden_size, hidden_size) if is_masked else (image_code_dim, text_code_dim)
+        self.image_embed = nn.Embedding(image_codebook_size + 1, hidden_size) if is_masked else None
         self.image_proj_in = nn.Linear(patch_size**2 * image_dim, hidden_size)
+        self.text_embed = nn.Embedding(text_codebook_size + 2, hidden_size) if is_masked else None
         self.text_proj_in = nn.Linear(text_num_groups * text_dim, hidden_size)
         self.modality_embed = nn.Parameter(torch.empty(2, hidden_size))  # text, image
 
@@ -588,10 +586,10 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
             [VQDiTBlock(hidden_size, num_attention_heads, mlp_hidden_size, dropout) for _ in range(num_layers)]
         )
 
-        # Tokens to logits of clean codes, or to vectors and their variances.
+        # Tokens to logits of clean codes, or to what is predicted of vectors, and its variance.
         image_dim, text_dim = image_codebook_size, text_codebook_size + 1
-        if process == "gaussian":
-            image_dim, text_dim = (dim * (1 + learn_sigma) for dim in (image_code_dim, text_code_dim))
+        if not is_masked:
+            image_dim, text_dim = ((1 + learn_sigma) * dim for dim in (image_code_dim, text_code_dim))
         self.image_proj_out = nn.Linear(hidden_size, patch_size**2 * image_dim)
         self.text_proj_out = nn.Linear(hidden_size, text_num_groups * text_dim)
 

@@ -3,11 +3,14 @@
 
     python training_scripts/evaluate.py --config training_scripts/configs/quickstart.yaml
     python training_scripts/evaluate.py --pipeline runs/mine --train_data_dir my_pictures --output_dir runs/mine
+    python training_scripts/evaluate.py --pipeline runs/mine --train_data_dir my_pictures --output_dir runs/mine \\
+        --feature_model_name_or_path facebook/dinov2-small --clip_model_name_or_path openai/clip-vit-base-patch32
     python training_scripts/evaluate.py --config training_scripts/configs/quickstart.yaml --sweep
 
-Leaves in `output_dir`: `report.md`, `report.json` and `grid.png`; with `--sweep` instead `sweep.md`, `sweep.json` and
-`sweep.png`, which compare settings of the sampling. A judge network, trained on the spot, reads the pictures of the
-built-in `shapes`; for other data the figures are those that need none.
+Leaves in `output_dir`: `report.md`, `report.json`, `grid.png` with the first samples, and `nearest.png` with those
+nearest to a training picture. Sets of pictures are compared on features of a network that is named or, if none is,
+trained on the spot; a judge, trained on the spot too, reads the pictures of the built-in `shapes`. With `--sweep` the
+folder gets `sweep.md`, `sweep.json` and `sweep.png` instead, which compare settings of the sampling.
 """
 
 import time
@@ -17,34 +20,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from PIL import Image
 
 from hf_vqdit import MultimodalVQVAE, VQDiTPipeline
 from hf_vqdit.data import load_caption_tokenizer, load_pairs
 from hf_vqdit.data.shapes import OneObject
-from hf_vqdit.evaluation.bounds import bound_bits
-from hf_vqdit.evaluation.grids import GridItem, draw_section, show_hidden, stack_sections
+from hf_vqdit.evaluation.answers import draw_samples, score_captions, score_pairs
+from hf_vqdit.evaluation.bounds import measure_bounds
+from hf_vqdit.evaluation.clip import ClipScorer
+from hf_vqdit.evaluation.comparison import compare_answers, note_limits
+from hf_vqdit.evaluation.features import load_feature_network
 from hf_vqdit.evaluation.judge import ShapesJudge, judge_accuracy, judge_answers, train_judge
-from hf_vqdit.evaluation.metrics import caption_chrf, caption_exact, reconstruct, share_equal, tokenizer_figures
+from hf_vqdit.evaluation.metrics import reconstruct, share_equal, tokenizer_figures
 from hf_vqdit.evaluation.report import (
-    BOUND_TITLES,
     describe_machine,
     format_report,
     measure_matmul_gflops,
+    merge_figures,
     read_training_minutes,
-    summarize_bounds,
-    summarize_seeds,
     write_report,
 )
-from hf_vqdit.evaluation.sampling import Answers, HeldOutPairs, Tasks, answer_tasks, make_tasks, read_held_out
+from hf_vqdit.evaluation.sampling import HeldOutPairs, answer_tasks, make_tasks, read_held_out
 from hf_vqdit.evaluation.sweep import DIRECTIONS, run_sweep
 from hf_vqdit.evaluation.sweep_report import format_sweep, write_sweep
+from hf_vqdit.evaluation.training_pictures import read_training_pictures
 from hf_vqdit.training.arguments import CALL_DEFAULTS, DataArguments, parse_arguments
-from hf_vqdit.training.previews import to_pictures
 
-NUM_SHOWN = 8  # samples a section of the grid: the first ones, not selected
+PARTS = ("bounds", "judge", "picture_sets", "copies")  # what can be left out
 
 
 def _help(text: str) -> dict[str, str]:
@@ -68,6 +70,24 @@ class EvaluateArguments(DataArguments):
     compare_text_vqvae: str | None = field(
         default=None,
         metadata=_help("A second text codec to measure, of another r: a folder with `vqvae` and `tokenizer` inside."),
+    )
+    feature_model_name_or_path: str | None = field(
+        default=None,
+        metadata=_help(
+            "Network on whose features sets of pictures are compared: a vision model of transformers (a folder or a "
+            'name on the Hub), or "inception"; by default a small one is trained on the training pictures.'
+        ),
+    )
+    clip_model_name_or_path: str | None = field(
+        default=None,
+        metadata=_help("A CLIP for CLIPScores, a folder or a name on the Hub; by default there are none."),
+    )
+    max_training_pictures: int = field(
+        default=50_000, metadata=_help("Training pictures to compare with, at most; drawn by the seed.")
+    )
+    leave_out: list[str] = field(
+        default_factory=list,
+        metadata=_help(f"Parts to leave out, which takes less time: some of {', '.join(PARTS)}."),
     )
     run_dirs: list[str] = field(
         default_factory=list, metadata=_help("Folders of the training runs whose minutes are added up.")
@@ -94,6 +114,21 @@ class EvaluateArguments(DataArguments):
     num_bound_samples: int = field(default=4, metadata=_help("Draws a pair for the bounds."))
     eval_batch_size: int = field(default=125, metadata=_help("Samples a call."))
 
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.leave_out if name not in PARTS]
+        if unknown:
+            raise ValueError(f"`leave_out` must name some of {PARTS}, got {unknown}.")
+        if "picture_sets" in self.leave_out and self.feature_model_name_or_path is not None:
+            raise ValueError(
+                f"`leave_out` names picture_sets, for which alone `feature_model_name_or_path` "
+                f"({self.feature_model_name_or_path}) is there: leave out one of the two."
+            )
+        if min(self.num_samples, self.num_sampling_seeds) < 1 or self.num_joint_samples < self.num_sampling_seeds:
+            raise ValueError(
+                f"`num_samples` ({self.num_samples}) and `num_sampling_seeds` ({self.num_sampling_seeds}) must be at "
+                f"least 1, `num_joint_samples` ({self.num_joint_samples}) at least as many as there are seeds."
+            )
+
     @property
     def call(self) -> dict[str, Any]:
         """The settings that every call of the pipeline takes."""
@@ -114,10 +149,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # What is measured, and on what
     pipeline = VQDiTPipeline.from_pretrained(args.pipeline).to(PartialState().device)
-    pairs = load_pairs(**args.pairs)["validation"]
+    pairs = load_pairs(**args.pairs)
     read = partial(
         read_held_out,
-        pairs,
+        pairs["validation"],
         resolution=args.resolution,
         center_crop=args.center_crop,
         seed=args.seed,
@@ -127,34 +162,73 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.sweep:
         compare_settings(args, pipeline, held_out)
         return
-    is_shapes = held_out.scenes is not None
     tasks = make_tasks(held_out.first(args.num_samples), pipeline.tokenizer, args.seed)
+    num_joint = split_evenly(args.num_joint_samples, args.num_sampling_seeds)
+
+    # What measures, loaded first so that a wrong name costs no time
+    network = clip = None
+    if args.feature_model_name_or_path is not None:
+        network = load_feature_network(args.feature_model_name_or_path).to(pipeline.device)
+    if args.clip_model_name_or_path is not None:
+        clip = ClipScorer(args.clip_model_name_or_path, pipeline.device)
 
     # Tokenizer and likelihood
     restored = reconstruct(pipeline.vqvae, held_out.pixel_values, args.eval_batch_size)
-    figures = measure_tokenizer(args, pipeline.vqvae, held_out)
+    parts = [measure_tokenizer(args, pipeline.vqvae, held_out)]
     if args.compare_text_vqvae is not None:
-        figures |= measure_other_text_codec(args, read, pipeline.vqvae.text_downsample_factor)
-    figures["bounds"] = measure_bounds(args, pipeline, held_out.first(args.num_bound_pairs))
+        parts.append(measure_other_text_codec(args, read, pipeline.vqvae.text_downsample_factor))
+    if "bounds" not in args.leave_out:
+        few = held_out.first(args.num_bound_pairs)
+        bounds = measure_bounds(pipeline, few, args.num_bound_samples, args.seed, args.eval_batch_size)
+        parts.append({"bounds": bounds})
+
+    # The training pictures, and what few pictures allow
+    training, notes, with_copies = None, [], "copies" not in args.leave_out
+    if "picture_sets" not in args.leave_out:
+        training = read_training_pictures(
+            pairs["train"],
+            pipeline.tokenizer,
+            args.resolution,
+            args.center_crop,
+            args.max_training_pictures,
+            network,
+            args.seed,
+            args.eval_batch_size,
+        )
+        counts = dict.fromkeys(("text_to_image", "reconstruction", "held_out"), len(tasks.pairs))
+        notes = note_limits(counts | {"joint": min(num_joint)}, training, held_out if with_copies else None)
+        for note in notes:
+            print(f"Note: {note}")
 
     # Every direction, from several seeds
-    num_joint = args.num_joint_samples if is_shapes else NUM_SHOWN * args.num_sampling_seeds
     answers = [
         answer_tasks(pipeline, tasks, count, seed, batch_size=args.eval_batch_size, **args.call)
-        for seed, count in enumerate(split_evenly(num_joint, args.num_sampling_seeds))
+        for seed, count in enumerate(num_joint)
     ]
-    if is_shapes:
-        judge = make_judge(args, held_out)
-        figures["judge_accuracy"] = judge_accuracy(judge)
-        figures["image_reconstruction_judged"] = share_equal(judge.read(restored), held_out.scenes)
-        figures |= judge_answers(judge, tasks, answers)
-    else:
-        figures |= score_captions(tasks, answers)
-
-    # Report
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    draw_page(tasks, restored, answers[0]).save(output_dir / "grid.png")
+    draw_samples(tasks, restored, answers[0]).save(output_dir / "grid.png")
+
+    # Their figures
+    parts.append(score_captions(tasks, answers, None if training is None else training.captions))
+    is_judged = held_out.scenes is not None and "judge" not in args.leave_out
+    if is_judged:
+        judge = make_judge(args, held_out)
+        judged = {"judge_accuracy": judge_accuracy(judge)}
+        judged["image_reconstruction_judged"] = share_equal(judge.read(restored), held_out.scenes)
+        parts += [judged, judge_answers(judge, tasks, answers)]
+    if clip is not None:
+        parts.append(score_pairs(clip, tasks, answers, args.eval_batch_size))
+    if training is not None:
+        compared, page = compare_answers(
+            training, pipeline.vqvae, held_out, restored, answers, with_copies, args.seed, args.eval_batch_size
+        )
+        parts.append(compared)
+        if page is not None:
+            page.save(output_dir / "nearest.png")
+
+    # Report
+    figures = merge_figures(*parts)
     own_minutes = (time.perf_counter() - start) / 60
     figures["minutes"] = sum(training_minutes.values()) + own_minutes
     figures["minutes_of"] = training_minutes | {"evaluate": own_minutes}
@@ -162,14 +236,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures["measured"] = describe_machine(pipeline.device, pipeline.transformer.dtype)
     figures["samples"] = {
         "held_out_pairs": len(held_out),
-        "left_out_pairs": min(len(pairs), args.num_validation_pairs) - len(held_out),
+        "left_out_pairs": min(len(pairs["validation"]), args.num_validation_pairs) - len(held_out),
         "samples_of_each_direction": f"{len(tasks.pairs)} from each of {args.num_sampling_seeds} seeds",
-        "joint_samples": num_joint,
+        "joint_samples": args.num_joint_samples,
         "pairs_for_the_bounds": f"{min(len(held_out), args.num_bound_pairs)}, {args.num_bound_samples} draws each",
+        "clip": args.clip_model_name_or_path or "none",
+        "left_out_parts": ", ".join(args.leave_out) or "none",
         **args.call,
     }
-    write_report(figures, output_dir, with_targets=is_shapes)
-    print(format_report(figures, with_targets=is_shapes))
+    figures["notes"] = notes
+    write_report(figures, output_dir, with_targets=is_judged)
+    print(format_report(figures, with_targets=is_judged))
 
 
 def compare_settings(args: EvaluateArguments, pipeline: VQDiTPipeline, held_out: HeldOutPairs) -> None:
@@ -217,71 +294,6 @@ def measure_other_text_codec(args: EvaluateArguments, read: Any, pipeline_factor
     held_out = read(tokenizer=load_caption_tokenizer(args.compare_text_vqvae, subfolder="tokenizer"))
     figures = measure_tokenizer(args, vqvae, held_out)
     return {name: value for name, value in figures.items() if name.startswith("text_reconstruction_exact")}
-
-
-def measure_bounds(args: EvaluateArguments, pipeline: VQDiTPipeline, held_out: HeldOutPairs) -> dict[str, Any]:
-    """The bounds on -log p of held-out codes, in each direction."""
-    vqvae = pipeline.vqvae
-    with torch.no_grad():
-        encoded = [
-            vqvae.encode(image=batch["pixel_values"], text=batch["input_ids"])
-            for batch in held_out.batches(args.eval_batch_size, vqvae.device)
-        ]
-    image_codes = torch.cat([output.image_codes for output in encoded])  # (N, h, w)
-    text_codes = torch.cat([output.text_codes for output in encoded])  # (N, S/r, G)
-    generator = torch.Generator().manual_seed(args.seed)
-    bits = {
-        which: bound_bits(pipeline.transformer, image_codes, text_codes, which, args.num_bound_samples, generator)
-        for which in BOUND_TITLES
-    }
-    return summarize_bounds(bits, image_codes[0].numel(), text_codes[0].numel())
-
-
-def score_captions(tasks: Tasks, answers: Sequence[Answers]) -> dict[str, Any]:
-    """Figures of the captions that were written, for data whose pictures nobody can judge."""
-    references = tasks.pairs.references
-    return summarize_seeds(
-        [
-            {
-                "image_to_text_exact": caption_exact(own.written, references),
-                "image_to_text_chrf": caption_chrf(own.written, references),
-                "fill_words_exact": share_equal(own.filled, tasks.pairs.captions),
-            }
-            for own in answers
-        ]
-    )
-
-
-def draw_page(tasks: Tasks, restored: torch.Tensor, answers: Answers) -> Image.Image:
-    """The first samples of every direction, none of them selected."""
-    real, drawn, back, inpainted, joint = (
-        to_pictures(pixel_values[:NUM_SHOWN])
-        for pixel_values in (
-            tasks.pairs.pixel_values,
-            answers.drawn,
-            restored[: len(tasks.pairs)],
-            answers.inpainted,
-            answers.joint.pixel_values,
-        )
-    )
-    masks = [Image.fromarray(mask[0].mul(255).byte().numpy()) for mask in tasks.half_masks]
-    hidden = [show_hidden(picture, mask) for picture, mask in zip(real, masks, strict=False)]
-    captions, words = tasks.pairs.captions, [(index,) for index in tasks.hidden_words]
-
-    def draw(title: str, description: str, pictures: tuple[list, ...], *columns: Sequence) -> Image.Image:
-        items = [GridItem(*item) for item in zip(zip(*pictures, strict=True), *columns, strict=False)]
-        return draw_section(title, items[: NUM_SHOWN // len(pictures)], description)
-
-    return stack_sections(
-        [
-            draw("Text to image", "pictures drawn for held-out captions", (drawn,), captions),
-            draw("Image to text", "captions written for held-out pictures", (real,), answers.written),
-            draw("Joint", "pictures and captions made up together", (joint,), answers.joint.texts),
-            draw("Reconstruction", "held-out pictures and what their codes give back", (real, back)),
-            draw("Inpainting", "the caption and half of the picture given", (hidden, inpainted), captions),
-            draw("Words", "the colored word was hidden and is filled in", (real,), answers.filled, words),
-        ]
-    )
 
 
 def split_evenly(total: int, num_parts: int) -> list[int]:

@@ -29,6 +29,7 @@ _WELL_KNOWN_FONTS = (
     "/System/Library/Fonts/Apple Color Emoji.ttc",  # macOS
     "C:/Windows/Fonts/seguiemj.ttf",  # Windows
 )
+LANGUAGE_SEPARATOR = " | "  # in no name
 _BITMAP_SIZES = (109, 136, 128, 160, 96)  # a bitmap font loads at the sizes it holds only: Noto at 109, Apple at 160
 _REFERENCE = "\N{GRINNING FACE}"  # in every emoji font: its box is the box of one picture
 _UNASSIGNED = "\U0010fffd"  # in no font: how the font shows what it lacks
@@ -40,10 +41,13 @@ def emoji_dataset(
 ) -> DatasetDict:
     """Every fully qualified emoji that the font draws as one picture, on white, with its name in each language.
 
+    With several languages there is one caption more, all names in one: `red heart | 红心`. A model that is trained on it
+    translates: the caption `red heart | [MASK]` leaves the Chinese name open.
+
     Args:
         resolution (`int`, defaults to 32): Side of the square pictures in pixels. The font's own size is about 130.
-        languages (`tuple[str]`, defaults to `("en", "zh")`): Languages of the names, of `emoji.LANGUAGES`; one caption
-            each.
+        languages (`tuple[str]`, defaults to `("en", "zh")`): Languages of the names, of `emoji.LANGUAGES`, in the
+            order of the captions.
         font_path (`str` or `Path`, *optional*): A colour-emoji font; by default an installed one.
 
     Returns:
@@ -83,7 +87,8 @@ def emoji_dataset(
         picture.resize((resolution, resolution), PILImage.Resampling.LANCZOS).save(buffer, format="PNG")
         split = rows["validation" if is_held_out(character) else "train"]
         split["image"].append({"bytes": buffer.getvalue(), "path": None})
-        split["caption"].append([_tidy(entry[language]) for language in languages if language in entry])
+        names = [_tidy(entry[language]) for language in languages if language in entry]
+        split["caption"].append([*names, LANGUAGE_SEPARATOR.join(names)] if len(names) > 1 else names)
 
     description = "Emoji drawn with {}: {} for training, {} held out; left out: {}.".format(
         font_path.name,

@@ -11,9 +11,15 @@ time has to be cut off near 0, and the variance is finite. With the exact poster
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+from tqdm.auto import tqdm
+
+from .report import summarize_bounds
+from .sampling import HeldOutPairs
 
 # What is bounded -> (image, text): predicted, given, or absent (unknown throughout).
 DIRECTIONS = {
@@ -23,6 +29,37 @@ DIRECTIONS = {
     "y|x": ("given", "predicted"),
     "x,y": ("predicted", "predicted"),
 }
+
+
+@torch.no_grad()
+def measure_bounds(
+    pipeline: DiffusionPipeline, held_out: HeldOutPairs, num_samples: int, seed: int = 0, batch_size: int = 125
+) -> dict[str, Any]:
+    """The bounds on held-out pairs, in every direction.
+
+    Args:
+        pipeline (`VQDiTPipeline`): The pipeline.
+        held_out ([`HeldOutPairs`]): The pairs.
+        num_samples (`int`): Draws for each pair.
+        seed (`int`, defaults to 0): Seed of the draws.
+        batch_size (`int`, defaults to 125): Pairs encoded at a time.
+
+    Returns:
+        `dict`: As of [`summarize_bounds`].
+    """
+    vqvae = pipeline.vqvae
+    encoded = [
+        vqvae.encode(image=batch["pixel_values"], text=batch["input_ids"])
+        for batch in held_out.batches(batch_size, vqvae.device)
+    ]
+    image_codes = torch.cat([output.image_codes for output in encoded])  # (N, h, w)
+    text_codes = torch.cat([output.text_codes for output in encoded])  # (N, S/r, G)
+    generator = torch.Generator().manual_seed(seed)
+    bits = {
+        which: bound_bits(pipeline.transformer, image_codes, text_codes, which, num_samples, generator)
+        for which in tqdm(DIRECTIONS, desc="Bounds")
+    }
+    return summarize_bounds(bits, image_codes[0].numel(), text_codes[0].numel())
 
 
 def bound_bits(

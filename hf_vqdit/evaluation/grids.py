@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageDraw, ImageFont
 
 PAPER, INK, SOFT_INK, RULE, ACCENT = "#ffffff", "#1c2024", "#6b7280", "#d9dde3", "#c2410c"
@@ -99,6 +101,11 @@ def stack_sections(sections: Sequence[Image.Image]) -> Image.Image:
             ImageDraw.Draw(page).line([(MARGIN, top), (width - MARGIN, top)], fill=RULE)
         top += section.height
     return page
+
+
+def to_pictures(pixel_values: torch.Tensor) -> list[Image.Image]:
+    """Pixels (B, 3, H, W) in [-1, 1] as pictures."""
+    return VaeImageProcessor().postprocess(pixel_values.float(), output_type="pil")
 
 
 def show_hidden(picture: Image.Image, mask: Image.Image) -> Image.Image:

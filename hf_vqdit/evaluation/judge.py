@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from hf_vqdit.data.shapes import ATTRIBUTE_SIZES, SCENE_TYPES, Scene, all_scenes, draw, is_held_out
 
+from .features import halving_convolutions
 from .metrics import joint_figures, read_captions, share_equal
 from .report import summarize_seeds
 from .sampling import Answers, Tasks
@@ -35,16 +36,9 @@ class ShapesJudge(nn.Module):
         self.num_objects = num_objects
         self.scene_type = SCENE_TYPES[num_objects]
         self.resolution = resolution
-        layers: list[nn.Module] = []
-        for in_channels, out_channels in ((3, width), (width, 2 * width), (2 * width, 4 * width)):
-            layers += [
-                nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(out_channels),
-                nn.ReLU(),
-            ]
         # Flattened, not averaged over the whole picture: places and relations are facts too.
         self.features = nn.Sequential(
-            *layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * width, 256), nn.ReLU()
+            *halving_convolutions(width), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * width, 256), nn.ReLU()
         )
         self.heads = nn.ModuleDict({name: nn.Linear(256, ATTRIBUTE_SIZES[name]) for name in self.scene_type._fields})
 
@@ -144,14 +138,13 @@ def judge_answers(judge: ShapesJudge, tasks: Tasks, answers: Sequence[Answers]) 
     Returns:
         `dict`: As of [`summarize_seeds`], and of [`joint_figures`] over the pairs of all seeds together.
     """
-    scenes, captions = tasks.pairs.scenes, tasks.pairs.captions
+    scenes = tasks.pairs.scenes
     joint = [(judge.read(own.joint.pixel_values), read_captions(own.joint.texts)) for own in answers]
     by_seed = [
         {
             "text_to_image_judged": share_equal(judge.read(own.drawn), scenes),
             "image_to_text_parsed": share_equal(read_captions(own.written), scenes),
             "inpaint_judged": share_equal(judge.read(own.inpainted), scenes),
-            "fill_words_exact": share_equal(own.filled, captions),
             "joint_agreement": share_equal(*of_seed),
         }
         for own, of_seed in zip(answers, joint, strict=True)

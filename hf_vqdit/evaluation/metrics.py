@@ -1,15 +1,13 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
-"""What is measured: of the tokenizer, of captions, of sets of pictures, and of `shapes` scenes that were read."""
+"""What is measured: of the tokenizer, of captions, and of `shapes` scenes that were read."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from sacrebleu.metrics import CHRF
+from sacrebleu.metrics import BLEU, CHRF
 from torchmetrics import MeanMetric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from hf_vqdit.data.shapes import ATTRIBUTE_SIZES, Scene, parse
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
@@ -121,9 +119,27 @@ def caption_exact(captions: Sequence[str], references: Sequence[Sequence[str]]) 
 
 def caption_chrf(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """chrF (Popovic 2015) of the captions against the references of their picture, the best one counting; 0 to 100."""
+    return CHRF().corpus_score(captions, _to_streams(references)).score
+
+
+def caption_bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """BLEU (Papineni 2002) of the captions against all references of their picture; 0 to 100.
+
+    Tokens are those of sacrebleu's `zh`: each Chinese character is one, everything else is cut as by `13a`, its
+    default. Captions shorter than four tokens count with the orders that they have (`effective_order`).
+    """
+    return BLEU(tokenize="zh", effective_order=True).corpus_score(captions, _to_streams(references)).score
+
+
+def _to_streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """References by picture -> by number, as sacrebleu wants them; `None` where a picture has no more."""
     most = max(len(own) for own in references)
-    streams = [[own[i] if i < len(own) else None for own in references] for i in range(most)]
-    return CHRF().corpus_score(captions, streams).score
+    return [[own[i] if i < len(own) else None for own in references] for i in range(most)]
+
+
+def share_known(captions: Sequence[str], known: Container[str]) -> float:
+    """Share of the captions that are, letter for letter, among others, say those of training; in [0, 1]."""
+    return sum(caption in known for caption in captions) / len(captions)
 
 
 def read_captions(captions: Sequence[str]) -> list[Scene | None]:
@@ -131,75 +147,7 @@ def read_captions(captions: Sequence[str]) -> list[Scene | None]:
     return [parse(caption) for caption in captions]
 
 
-# Many samples at once
-
-
-@torch.no_grad()
-def tokenizer_latents(vqvae: MultimodalVQVAE, pixel_values: torch.Tensor, batch_size: int = 250) -> torch.Tensor:
-    """Features of pictures: the latents of a tokenizer's encoder, averaged over each quarter of the picture.
-
-    They tell colors, shapes and where these are, as finely as the tokenizer has learned to, and need no network from
-    elsewhere. Their scale is the tokenizer's own.
-
-    Args:
-        vqvae (`MultimodalVQVAE`): The tokenizer, in evaluation mode.
-        pixel_values (`torch.FloatTensor` of shape `(N, 3, H, W)`): Pictures in [-1, 1].
-        batch_size (`int`, defaults to 250): Pictures encoded at a time.
-
-    Returns:
-        `torch.DoubleTensor` of shape `(N, 4 * code_dim)`, on the CPU.
-    """
-    features = []
-    for batch in pixel_values.split(batch_size):
-        latents = vqvae.encode(image=batch.to(vqvae.device, vqvae.dtype)).image_latents  # (B, code_dim, h, w)
-        features.append(F.adaptive_avg_pool2d(latents.cpu().double(), 2).flatten(1))  # (B, 4 code_dim)
-    return torch.cat(features)
-
-
-class PictureSetFigures:
-    """Compares sets of generated pictures with one set of real ones, on [`tokenizer_latents`].
-
-    - `fid_tokenizer_latents`, the Fréchet distance on tokenizer latents: ||m - m'||^2 + tr(S + S' - 2 (S S')^(1/2)) of
-      means and covariances, as in FID (Heusel 2017, eq. 6) with other features: values compare within one tokenizer
-      only, and with no FID. It falls with the number of pictures, so only sets of equal size compare.
-    - `diversity_tokenizer_latents`: the mean Euclidean distance between two pictures of the set, over all pairs,
-      relative to that of the real set: 1 is as diverse as they are, 0 is one picture for everything. The diversity of
-      BicycleGAN (Zhu 2017), with these features in the place of those of LPIPS.
-
-    Args:
-        vqvae (`MultimodalVQVAE`): The tokenizer, in evaluation mode.
-        real_pixel_values (`torch.FloatTensor` of shape `(N, 3, H, W)`): Pictures in [-1, 1], at least two.
-        batch_size (`int`, defaults to 250): Pictures encoded at a time.
-    """
-
-    def __init__(self, vqvae: MultimodalVQVAE, real_pixel_values: torch.Tensor, batch_size: int = 250) -> None:
-        self.vqvae, self.batch_size = vqvae, batch_size
-        real = tokenizer_latents(vqvae, real_pixel_values, batch_size)
-        # The metric is fed with features, so that each picture is encoded once for both figures.
-        identity = torch.nn.Identity()
-        identity.num_features = real.shape[1]
-        self.frechet_distance = FrechetInceptionDistance(identity, reset_real_features=False)
-        self.frechet_distance.update(real, real=True)
-        self.real_distance = torch.pdist(real).mean()
-
-    def measure(self, pixel_values: torch.Tensor) -> dict[str, float]:
-        """
-        The two figures of a set of pictures.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(N, 3, H, W)`): At least two pictures in [-1, 1].
-
-        Returns:
-            `dict[str, float]`
-        """
-        features = tokenizer_latents(self.vqvae, pixel_values, self.batch_size)
-        self.frechet_distance.reset()
-        self.frechet_distance.update(features, real=False)
-        return {
-            # Between equal sets rounding may take it a little below 0. (`max` would turn NaN into the best value.)
-            "fid_tokenizer_latents": self.frechet_distance.compute().clamp(min=0).item(),
-            "diversity_tokenizer_latents": (torch.pdist(features).mean() / self.real_distance).item(),
-        }
+# Many scenes at once
 
 
 def marginal_distances(scenes: Sequence[Scene], reference: Sequence[Scene]) -> dict[str, float]:

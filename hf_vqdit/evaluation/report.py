@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .picture_sets import NUM_NEIGHBORS
+
 SUMMARY_FILE = "train_summary.json"  # in the folder of each training script's run; holds `seconds`
 
 
@@ -19,11 +21,12 @@ class Figure:
     """One line of the report.
 
     Args:
-        key (`str`): Its name in `report.json`.
+        key (`str`): Its name in `report.json`; see [`Figure.key_on`].
         title (`str`): What it is, in words.
         style (`str`, defaults to `"{:.1%}"`): How its value is printed, as for `str.format`.
         target (`float`, *optional*): What the quickstart is expected to reach.
         is_limit (`bool`, defaults to `False`): Whether the target is the most, rather than the least, allowed.
+        on_features (`bool`, defaults to `False`): Whether it rests on features of pictures.
     """
 
     key: str
@@ -31,6 +34,11 @@ class Figure:
     style: str = "{:.1%}"
     target: float | None = None
     is_limit: bool = False
+    on_features: bool = False
+
+    def key_on(self, features: str | None) -> str:
+        """Its name in `report.json`: one that rests on features ends in their name, say `"own_features"`."""
+        return f"{self.key}_{features}" if self.on_features else self.key
 
     def is_reached(self, value: float) -> bool:
         """Whether a value meets the target."""
@@ -40,6 +48,7 @@ class Figure:
 FIGURES = (
     Figure("image_psnr_db", "picture reconstruction, PSNR", "{:.1f} dB", 27),
     Figure("image_ssim", "picture reconstruction, SSIM", "{:.3f}"),
+    Figure("image_rfid", "picture reconstruction, FID to the originals", "{:.2f}", on_features=True),
     Figure("image_reconstruction_judged", "every attribute right in the reconstruction", target=0.95),
     Figure("text_reconstruction_exact", "captions through the text codec at r = 2, exact", target=0.99),
     Figure("text_reconstruction_exact_r1", "captions through the text codec at r = 1, exact"),
@@ -52,6 +61,15 @@ FIGURES = (
     Figure("image_to_text_parsed", "image to text, the caption tells exactly the picture", target=0.75),
     Figure("image_to_text_exact", "image to text, the caption is one of the picture's"),
     Figure("image_to_text_chrf", "image to text, chrF", "{:.1f}"),
+    Figure("image_to_text_bleu", "image to text, BLEU (sacrebleu's, tokens of `zh`)", "{:.1f}"),
+    Figure("image_to_text_in_training", "image to text, the caption is one of a training picture's"),
+    Figure("joint_text_in_training", "joint, the caption is one of a training picture's"),
+    Figure("held_out_text_in_training", "held-out captions that are one of a training picture's"),
+    Figure("text_to_image_clip_score", "text to image, CLIPScore", "{:.2f}"),
+    Figure("image_to_text_clip_score", "image to text, CLIPScore", "{:.2f}"),
+    Figure("joint_clip_score", "joint, CLIPScore", "{:.2f}"),
+    Figure("real_clip_score", "held-out pairs, CLIPScore", "{:.2f}"),
+    Figure("exchanged_clip_score", "held-out pictures with each other's captions, CLIPScore", "{:.2f}"),
     Figure("joint_agreement", "joint pairs that agree", target=0.75),
     Figure(
         "joint_marginal_distance", "joint, attribute furthest from the data (total variation)", "{:.3f}", 0.1, True
@@ -63,6 +81,27 @@ FIGURES = (
     Figure("minutes", "minutes of the whole run", "{:.1f}"),
     Figure("matmul_gflops", "speed of the machine in GFLOP/s, float32", "{:.0f}"),
 )
+SET_FIGURES = (  # of sets of pictures
+    Figure("num_pictures", "pictures from a seed", "{:.0f}"),
+    Figure("fid", "FID to the training pictures", "{:.2f}", on_features=True),
+    Figure("fid_floor", "FID of as many training pictures to the others", "{:.2f}", on_features=True),
+    Figure("kid", "KID to the training pictures", "{:.4f}", on_features=True),
+    Figure("precision", "precision", "{:.3f}", on_features=True),
+    Figure("recall", "recall", "{:.3f}", on_features=True),
+    Figure("density", "density", "{:.3f}", on_features=True),
+    Figure("coverage", "coverage", "{:.3f}", on_features=True),
+    Figure("diversity", "diversity, training pictures = 1", "{:.3f}", on_features=True),
+    Figure("nearest_distance", "distance to the nearest training picture", "{:.3f}", on_features=True),
+    Figure("near_duplicates", "near duplicates, on features", on_features=True),
+    Figure("near_duplicates_pixels", "near duplicates, on pixels"),
+    Figure("exact_duplicates", "exact duplicates"),
+)
+SET_TITLES = {
+    "text_to_image": "Text to image",
+    "joint": "Joint",
+    "reconstruction": "Reconstruction",
+    "held_out": "Held out",
+}
 BOUND_TITLES = {"x": "p(x)", "y": "p(y)", "x|y": "p(x given y)", "y|x": "p(y given x)", "x,y": "p(x, y)"}
 
 
@@ -72,8 +111,9 @@ def write_report(figures: Mapping[str, Any], output_dir: str | Path, with_target
     Args:
         figures (`Mapping[str, Any]`):
             Values by the keys of `FIGURES`, as many as were measured; `spread` (key -> least and greatest value over
-            the sampling seeds), `bounds` (see [`summarize_bounds`]), `samples` (what was drawn how often) and
-            `measured` (see [`describe_machine`]).
+            the sampling seeds), `bounds` (see [`summarize_bounds`]), `features`, `comparison` and `picture_sets` (see
+            [`~.comparison.compare_answers`]), `notes` (sentences), `samples` (what was drawn how often) and `measured`
+            (see [`describe_machine`]).
         output_dir (`str` or `Path`): The folder; made if it is not there.
         with_targets (`bool`): Whether to print the quickstart's targets beside the figures.
     """
@@ -86,29 +126,75 @@ def write_report(figures: Mapping[str, Any], output_dir: str | Path, with_target
 def format_report(figures: Mapping[str, Any], with_targets: bool) -> str:
     """The report in Markdown; arguments as for [`write_report`]."""
     columns = ["what", "key", "measured", "over the seeds", *(["target", "reached"] if with_targets else [])]
-    rows = [_format_row(figure, figures, with_targets) for figure in FIGURES if figure.key in figures]
+    rows = [_format_row(figure, figures, with_targets) for figure in FIGURES if _key(figure, figures) in figures]
     lines = ["# Report", "", *format_table(columns, rows)]
     if "joint_marginals" in figures:
         distances = ", ".join(f"{name} {distance:.3f}" for name, distance in figures["joint_marginals"].items())
         lines += ["", f"Joint samples, total variation of each attribute from the data: {distances}."]
+    if figures.get("picture_sets"):
+        lines += ["", *_format_sets(figures)]
     if "bounds" in figures:
         lines += ["", *_format_bounds(figures["bounds"])]
+    if figures.get("notes"):
+        lines += ["", "## Notes", "", *(f"- {note}" for note in figures["notes"])]
     lines += ["", "## Measured", ""]
     lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in figures.get("measured", {}).items()]
     lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in figures.get("samples", {}).items()]
     return "\n".join(lines) + "\n"
 
 
+def _key(figure: Figure, figures: Mapping[str, Any]) -> str:
+    return figure.key_on(figures.get("features"))
+
+
 def _format_row(figure: Figure, figures: Mapping[str, Any], with_targets: bool) -> list[str]:
-    value, spread = figures[figure.key], figures.get("spread", {}).get(figure.key)
-    over_seeds = " to ".join(figure.style.format(end) for end in spread) if spread else ""
-    row = [figure.title, f"`{figure.key}`", figure.style.format(value), over_seeds]
+    key = _key(figure, figures)
+    value, spread = figures[key], figures.get("spread", {}).get(key)
+    row = [figure.title, f"`{key}`", figure.style.format(value), _format_spread(figure, spread)]
     if with_targets and figure.target is not None:
         at = "at most" if figure.is_limit else "at least"
         row += [f"{at} {figure.style.format(figure.target)}", "yes" if figure.is_reached(value) else "no"]
     elif with_targets:
         row += ["", ""]
     return row
+
+
+def _format_spread(figure: Figure, spread: Sequence[float] | None) -> str:
+    return " to ".join(figure.style.format(end) for end in spread) if spread else ""
+
+
+def _format_sets(figures: Mapping[str, Any]) -> list[str]:
+    sets, rests_on = figures["picture_sets"], figures["comparison"]
+    rows = []
+    for figure in SET_FIGURES:
+        key, cells = _key(figure, figures), []
+        for own in sets.values():
+            spread = own["spread"].get(key)
+            around = f" ({_format_spread(figure, spread)})" if spread and spread[0] < spread[1] else ""
+            cells.append(figure.style.format(own[key]) + around if key in own else "")
+        if any(cells):
+            rows.append([figure.title, f"`{key}`", *cells])
+    lines = ["## Sets of pictures", "", *format_table(["what", "key", *(SET_TITLES[name] for name in sets)], rows), ""]
+    lines += [
+        f"- Features: {rests_on['features']}. Figures whose names end in `{figures['features']}` compare with figures "
+        "on the same features only.",
+        f"- Training pictures: {rests_on['training_pictures']}. Held out: the real pictures of the captions that were "
+        "asked for, which a perfect pipeline would draw. Reconstruction: these as they come back from their codes.",
+        "- FID falls with the number of pictures: it compares with that of as many, and with the row below it, which "
+        "is what as many real pictures have. KID, the mean over 100 subsets of 1,000 pictures or of all if there are "
+        "fewer, does not, and is about 0 for real pictures.",
+        f"- Precision, recall, density and coverage: against as many training pictures, {NUM_NEIGHBORS} neighbors.",
+    ]
+    if "near_distance" in rests_on:
+        lines += [
+            "- The distance to the nearest training picture is a median, that of held-out pictures as they come back "
+            "from their codes being 1. A near duplicate is nearer than 99 % of these "
+            f"{rests_on['held_out_pictures']} ({rests_on['near_distance']:.3f} on features, "
+            f"{rests_on['near_distance_pixels']:.1f} of 255 on pixels): of new pictures 1 % are. An exact duplicate "
+            "equals its nearest training picture or what comes back from that one's codes. `nearest.png` shows the "
+            "nearest pairs.",
+        ]
+    return lines
 
 
 def _format_bounds(bounds: Mapping[str, Any]) -> list[str]:
@@ -169,6 +255,12 @@ def summarize_seeds(by_seed: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     values = {key: [figures[key] for figures in by_seed] for key in by_seed[0]}
     means = {key: sum(own) / len(own) for key, own in values.items()}
     return means | {"spread": {key: [min(own), max(own)] for key, own in values.items()}}
+
+
+def merge_figures(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures from several sources as one `dict`, and their `spread` too."""
+    spread = {key: ends for part in parts for key, ends in part.get("spread", {}).items()}
+    return {key: value for part in parts for key, value in part.items()} | {"spread": spread}
 
 
 def read_training_minutes(run_dirs: Sequence[str | Path]) -> dict[str, float]:

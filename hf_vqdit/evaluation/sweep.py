@@ -18,8 +18,10 @@ from tqdm.auto import tqdm
 from hf_vqdit.pipelines.pipeline_vqdit import JOINT_ORDERS
 from hf_vqdit.schedulers.scheduling_masked_diffusion import MASK_SCHEDULES, ORDERS
 
+from .features import TokenizerLatents, extract_features
 from .judge import ShapesJudge
-from .metrics import PictureSetFigures, caption_chrf, caption_exact, read_captions, share_equal
+from .metrics import caption_chrf, caption_exact, read_captions, share_equal
+from .picture_sets import diversity, frechet_distance
 from .sampling import HeldOutPairs, Samples, sample
 
 DIRECTIONS = {"text_to_image": ("image",), "image_to_text": ("text",), "joint": ("image", "text")}  # what is generated
@@ -345,7 +347,8 @@ class Bench:
         self.pipeline, self.judge, self.batch_size = pipeline, judge, batch_size
         self.pairs = held_out.first(num_samples)
         self.quality = OTHER_QUALITY if judge is None else JUDGED_QUALITY
-        self.picture_set = PictureSetFigures(pipeline.vqvae, held_out.pixel_values)
+        self.latents = TokenizerLatents(pipeline.vqvae)
+        self.real_features = extract_features(self.latents, held_out.pixel_values)
 
     def run(self, setting: Setting, seeds: Sequence[int]) -> Result:
         """
@@ -377,7 +380,9 @@ class Bench:
     def _measure(self, direction: str, samples: Samples) -> dict[str, float]:
         figures = {}
         if samples.pixel_values is not None:
-            figures |= self.picture_set.measure(samples.pixel_values)
+            features = extract_features(self.latents, samples.pixel_values)
+            figures["fid_tokenizer_latents"] = frechet_distance(features, self.real_features)
+            figures["diversity_tokenizer_latents"] = diversity(features, self.real_features)
         if self.judge is not None:
             told = self.pairs.scenes if samples.texts is None else read_captions(samples.texts)
             seen = self.pairs.scenes if samples.pixel_values is None else self.judge.read(samples.pixel_values)

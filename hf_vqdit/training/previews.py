@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from hf_vqdit.data import encode_captions
-from hf_vqdit.evaluation.grids import GridItem, draw_section, stack_sections
+from hf_vqdit.evaluation.grids import GridItem, draw_section, stack_sections, to_pictures
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
 from hf_vqdit.pipelines.pipeline_vqdit import VQDiTPipelineOutput
 
@@ -102,11 +101,6 @@ def preview_pipeline(
             for title, items in sections.items()
         ]
     )
-
-
-def to_pictures(pixel_values: torch.Tensor) -> list[Image.Image]:
-    """Pixels (B, 3, H, W) in [-1, 1] as pictures."""
-    return VaeImageProcessor().postprocess(pixel_values.float(), output_type="pil")
 
 
 def read_captions(tokenizer: PreTrainedTokenizerBase, token_ids: torch.LongTensor) -> list[str]:

@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 from datasets import Image as ImageColumn
 from PIL import Image
+from vision_models import save_clip, save_vision_model
 
 from hf_vqdit import MultimodalVQVAE
-from hf_vqdit.data import shapes_dataset, train_caption_tokenizer
+from hf_vqdit.data import load_caption_tokenizer, shapes_dataset, train_caption_tokenizer
 
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "evaluate.py"
 FEW = ("--num_samples=9", "--num_inference_steps=2", "--num_sampling_seeds=2", "--num_bound_pairs=8")
+FEW += ("--num_joint_samples=16",)
 EVERYWHERE = {"image_psnr_db", "image_ssim", "image_codebook_usage", "text_reconstruction_exact_r1"}
-EVERYWHERE |= {"fill_words_exact", "bounds", "minutes", "matmul_gflops", "spread"}
-UNJUDGED = {"image_to_text_exact", "image_to_text_chrf"}
+EVERYWHERE |= {"fill_words_exact", "minutes", "matmul_gflops", "spread"}
+EVERYWHERE |= {"image_to_text_exact", "image_to_text_chrf", "image_to_text_bleu"}
+BESIDE_TRAINING = {"image_to_text_in_training", "joint_text_in_training", "held_out_text_in_training"}
+BESIDE_TRAINING |= {"features", "comparison", "picture_sets"}
+CLIP_SCORES = {f"{name}_clip_score" for name in ("text_to_image", "image_to_text", "joint", "real", "exchanged")}
 JUDGED = {"image_reconstruction_judged", "text_to_image_judged", "image_to_text_parsed", "inpaint_judged"}
 JUDGED |= {"joint_agreement", "joint_distinct", "joint_marginals", "joint_marginal_distance", "judge_accuracy"}
 
@@ -55,17 +60,53 @@ def save_own_pairs(folder: Path) -> tuple[str, ...]:
     return f"--train_data_dir={folder}", "--validation_fraction=0.4", f"--cache_dir={folder / 'cache'}"
 
 
-def test_own_pairs_have_the_figures_that_need_no_judge(saved_pipeline, tmp_path):
+def test_own_pairs_have_every_figure_that_needs_no_judge(saved_pipeline, tmp_path, capsys):
     data = save_own_pairs(tmp_path)
     other_codec = save_text_codec(tmp_path / "other_codec")
+    features = save_vision_model(tmp_path / "Tiny-Features")
+    clip = save_clip(tmp_path / "clip", load_caption_tokenizer(saved_pipeline, subfolder="tokenizer"))
+    networks = (f"--feature_model_name_or_path={features}", f"--clip_model_name_or_path={clip}")
     codec = f"--compare_text_vqvae={other_codec}"
     order = ("--joint_order=together", "--num_text_inference_steps=3")
-    evaluate(f"--pipeline={saved_pipeline}", f"--output_dir={tmp_path / 'output'}", codec, *order, *data, *FEW)
-    figures, report = read_outputs(tmp_path / "output")
-    assert EVERYWHERE | UNJUDGED | {"text_reconstruction_exact"} <= set(figures) and not JUDGED & set(figures)
-    assert figures["samples"]["held_out_pairs"] == 12
+    output_dir = tmp_path / "output"
+    evaluate(f"--pipeline={saved_pipeline}", f"--output_dir={output_dir}", codec, *order, *data, *networks, *FEW)
+    figures, report = read_outputs(output_dir)
+    assert EVERYWHERE | BESIDE_TRAINING | CLIP_SCORES | {"text_reconstruction_exact", "bounds"} <= set(figures)
+    assert not JUDGED & set(figures)
+    assert figures["samples"]["held_out_pairs"] == 12 and figures["comparison"]["training_pictures"] == 18
     assert figures["samples"]["joint_order"] == "together" and figures["samples"]["num_text_inference_steps"] == 3
     assert "`image_to_text_chrf`" in report and "target" not in report
+
+    # Figures of sets of pictures are named after the features, and each sampled one has its spread
+    assert "image_rfid_tiny_features_features" in figures
+    for name, num_pictures in (("text_to_image", 9), ("joint", 8), ("reconstruction", 9), ("held_out", 9)):
+        own = figures["picture_sets"][name]
+        assert own["num_pictures"] == num_pictures
+        assert {"fid_tiny_features_features", "recall_tiny_features_features", "exact_duplicates"} <= set(own)
+        assert set(own["spread"]) == set(own) - {"spread"}
+    assert {"image_to_text_bleu", "joint_clip_score", "joint_text_in_training"} <= set(figures["spread"])
+    assert Image.open(output_dir / "nearest.png").height > 900
+
+    # What the small numbers do to them is told at the start, and in the report
+    notes = [line.removeprefix("Note: ") for line in capsys.readouterr().out.splitlines() if line.startswith("Note: ")]
+    assert notes == figures["notes"] and all(f"- {note}" in report for note in notes)
+    assert any("16 features" in note for note in notes) and any("one in 13" in note for note in notes)
+
+
+def test_parts_that_take_long_can_be_left_out(saved_pipeline, tmp_path):
+    where = (f"--pipeline={saved_pipeline}", *save_own_pairs(tmp_path), *FEW)
+    evaluate(*where, f"--output_dir={tmp_path / 'one'}", "--leave_out", "bounds", "picture_sets")
+    figures, _ = read_outputs(tmp_path / "one")
+    assert EVERYWHERE <= set(figures) and not (BESIDE_TRAINING | {"bounds"}) & set(figures)
+    assert not (tmp_path / "one" / "nearest.png").exists()
+    with pytest.raises(ValueError, match="leave_out"):
+        evaluate(*where, f"--output_dir={tmp_path / 'two'}", "--leave_out", "everything")
+
+
+@pytest.mark.parametrize("wrong", ["--num_samples=0", "--num_sampling_seeds=0", "--num_joint_samples=1"])
+def test_numbers_from_which_nothing_comes_are_refused(saved_pipeline, tmp_path, wrong):
+    with pytest.raises(ValueError, match="num_joint_samples"):
+        evaluate(f"--pipeline={saved_pipeline}", "--dataset_name=shapes", f"--output_dir={tmp_path}", *FEW, wrong)
 
 
 def test_a_sweep_takes_the_place_of_the_report(saved_pipeline, tmp_path):
@@ -103,10 +144,14 @@ def test_a_second_text_codec_of_the_same_r_is_refused(saved_pipeline, tmp_path):
 
 @pytest.mark.slow
 def test_shapes_have_every_figure_of_the_table(saved_pipeline, tmp_path):
-    data = ("--dataset_name=shapes", "--num_train_rows=1000", "--num_joint_samples=20")
-    evaluate(f"--pipeline={saved_pipeline}", f"--output_dir={tmp_path}", *data, *FEW)
+    data = ("--dataset_name=shapes", "--num_train_rows=1000")
+    enough_for_fid = ("--num_samples=60", "--num_joint_samples=120")
+    evaluate(f"--pipeline={saved_pipeline}", f"--output_dir={tmp_path}", *data, *FEW, *enough_for_fid)
     figures, report = read_outputs(tmp_path)
-    assert EVERYWHERE | JUDGED <= set(figures) and not UNJUDGED & set(figures)
+    assert EVERYWHERE | JUDGED | BESIDE_TRAINING | {"bounds", "image_rfid_own_features"} <= set(figures)
     assert figures["judge_accuracy"] >= 0.99
     assert figures["text_to_image_judged"] < 0.3  # noise is not taken for what was asked for
+    fid = {name: own["fid_own_features"] for name, own in figures["picture_sets"].items()}
+    assert min(fid["text_to_image"], fid["joint"]) > 2 * fid["held_out"]  # nor for real pictures
+    assert figures["held_out_text_in_training"] == 0  # held-out combinations are those that training never tells
     assert "| target |" in report

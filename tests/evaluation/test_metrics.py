@@ -8,6 +8,7 @@ import torch
 from hf_vqdit import MultimodalVQVAE
 from hf_vqdit.data.shapes import OneObject, all_scenes, describe, is_held_out
 from hf_vqdit.evaluation.metrics import (
+    caption_bleu,
     caption_chrf,
     caption_exact,
     codebook_perplexity,
@@ -18,6 +19,7 @@ from hf_vqdit.evaluation.metrics import (
     read_captions,
     reconstruct,
     share_equal,
+    share_known,
     tokenizer_figures,
 )
 
@@ -158,6 +160,20 @@ def test_any_of_the_captions_of_a_picture_is_right():
     assert caption_exact(["grinning face", "red heart"], references) == 0.0
     assert caption_chrf(["红心", "grinning face"], references) == pytest.approx(100)
     assert caption_chrf(["grinning cat", "red heart"], references) < 50
+    assert caption_bleu(["红心", "grinning face"], references) == pytest.approx(100)
+    assert caption_bleu(["grinning cat", "red heart"], references) < 50
+
+
+def test_bleu_counts_runs_of_words_and_of_chinese_characters():
+    # Of "a red star": 3 of 3 words, 1 of 2 pairs, 0 of 1 triples, which counts as a half (Chen & Cherry 2014).
+    expected = 100 * (3 / 3 * 1 / 2 * 0.5 / 1) ** (1 / 3)
+    assert caption_bleu(["a red star"], [["red star a"]]) == pytest.approx(expected)
+    assert caption_bleu(["一红星"], [["红星一"]]) == pytest.approx(expected)
+    assert caption_bleu([""], [["红星一"]]) == 0
+
+
+def test_known_captions_are_known_letter_for_letter():
+    assert share_known(["红心", "red heart", "Red heart", "red"], {"红心", "red heart"}) == 0.5
 
 
 # Many samples at once

@@ -12,6 +12,7 @@ from hf_vqdit.evaluation.report import (
     describe_machine,
     format_report,
     measure_matmul_gflops,
+    merge_figures,
     read_training_minutes,
     summarize_bounds,
     summarize_seeds,
@@ -37,7 +38,7 @@ BITS = {"x": 400.0, "y": 90.0, "x|y": 330.0, "y|x": 30.0, "x,y": 425.0}
 
 
 def make_figures(**changes) -> dict:
-    figures = {figure.key: 0.5 for figure in FIGURES}
+    figures = {figure.key_on("own_features"): 0.5 for figure in FIGURES} | {"features": "own_features"}
     figures["bounds"] = summarize_bounds(BITS, num_image_codes=64, num_text_codes=16)
     figures["spread"] = {"joint_agreement": [0.25, 0.625]}
     return figures | changes
@@ -82,6 +83,39 @@ def test_the_spread_over_the_seeds_is_beside_the_mean():
     assert figures["joint_agreement"] == pytest.approx(0.458333333)
     row = row_of(format_report(figures, with_targets=False), "joint_agreement")
     assert row[2:] == ["45.8%", "25.0% to 62.5%"]
+
+
+def test_what_rests_on_features_bears_their_name():
+    sets = {
+        "text_to_image": {"num_pictures": 9, "fid_own_features": 3.0, "spread": {"fid_own_features": [2.5, 3.5]}},
+        "held_out": {"num_pictures": 9, "spread": {"num_pictures": [9, 9]}},
+    }
+    rests_on = {"features": "some", "number_of_features": 64, "training_pictures": 50, "held_out_pictures": 9}
+    figures = {"features": "own_features", "image_rfid_own_features": 1.25, "image_rfid_other_features": 7}
+    figures |= {"comparison": rests_on, "picture_sets": sets}
+    report = format_report(figures, with_targets=False)
+    assert row_of(report, "image_rfid_own_features")[2] == "1.25" and "other_features" not in report
+    assert row_of(report, "fid_own_features")[2:] == ["3.00 (2.50 to 3.50)", ""]  # the held-out ones have none
+    assert row_of(report, "num_pictures")[2:] == ["9", "9"]
+    assert "kid" not in report and "near duplicate" not in report
+    rests_on |= {"near_distance": 1.5, "near_distance_pixels": 12.25}
+    assert "(1.500 on features, 12.2 of 255 on pixels)" in format_report(figures, with_targets=False)
+
+
+def test_notes_are_reported():
+    report = format_report({"notes": ["Too few.", "Far too few."]}, with_targets=False)
+    assert "## Notes\n\n- Too few.\n- Far too few.\n" in report
+    assert "Notes" not in format_report({"notes": []}, with_targets=False)
+
+
+def test_figures_of_several_sources_keep_their_spread():
+    parts = [summarize_seeds([{"one": 1}, {"one": 2}]), {"alone": 5}, summarize_seeds([{"two": 3}])]
+    assert merge_figures(*parts) == {
+        "one": 1.5,
+        "alone": 5,
+        "two": 3,
+        "spread": {"one": [1, 2], "two": [3, 3]},
+    }
 
 
 def test_bounds_are_compared_in_bits_a_pair():

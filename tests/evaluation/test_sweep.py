@@ -5,14 +5,14 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
 from PIL import Image
 
 from hf_vqdit import MaskedDiffusionScheduler
 from hf_vqdit.data import shapes_dataset
+from hf_vqdit.evaluation.features import TokenizerLatents, extract_features
 from hf_vqdit.evaluation.judge import ShapesJudge
-from hf_vqdit.evaluation.metrics import PictureSetFigures
-from hf_vqdit.evaluation.sampling import HeldOutPairs, read_held_out
+from hf_vqdit.evaluation.picture_sets import diversity, frechet_distance
+from hf_vqdit.evaluation.sampling import HeldOutPairs, read_held_out, sample
 from hf_vqdit.evaluation.sweep import (
     DIRECTIONS,
     FRECHET_DISTANCE,
@@ -177,6 +177,16 @@ def test_passes_rows_and_figures_are_those_of_the_setting(tiny_pipeline, held_ou
     assert {"image_to_text_chrf", "image_to_text_exact"} <= set(captions) and "fid_tokenizer_latents" not in captions
 
 
+def test_sets_of_pictures_are_compared_on_the_latents_of_the_tokenizer(tiny_pipeline, held_out):
+    setting = make_settings("text_to_image", CALL, tiny_pipeline)[0]
+    figures = Bench(tiny_pipeline, held_out, num_samples=4).run(setting, [3]).figures[0]
+    drawn = sample(tiny_pipeline, 4, 3, prompts=held_out.captions[:4], **CALL).pixel_values
+    latents = TokenizerLatents(tiny_pipeline.vqvae)
+    features, real_features = (extract_features(latents, own) for own in (drawn, held_out.pixel_values))
+    assert figures["fid_tokenizer_latents"] == pytest.approx(frechet_distance(features, real_features))
+    assert figures["diversity_tokenizer_latents"] == pytest.approx(diversity(features, real_features))
+
+
 @pytest.mark.parametrize(
     "wrong", [{"directions": ["sideways"]}, {"directions": []}, {"num_samples": 1}, {"num_seeds": 1}]
 )
@@ -255,31 +265,3 @@ def test_a_question_without_two_sides_has_no_answer():
     statement = answer(REMASKING, results, JUDGED, give_back(results), range(2))
     assert statement == Statement("remasking_beats_none", "text_to_image")
     assert "not compared" in format_statement(statement, JUDGED)
-
-
-# Sets of pictures
-
-
-def test_the_distance_of_equal_sets_is_zero_and_grows_with_a_shift(tiny_pipeline):
-    generator = torch.Generator().manual_seed(0)
-    real = 2 * torch.rand(40, 3, 32, 32, generator=generator) - 1
-    figures = PictureSetFigures(tiny_pipeline.vqvae, real, batch_size=16)
-    equal, near, far = (figures.measure((real + shift).clamp(-1, 1)) for shift in (0.0, 0.2, 0.8))
-    assert equal["fid_tokenizer_latents"] == pytest.approx(0, abs=1e-6)
-    assert 1e-4 < near["fid_tokenizer_latents"] < far["fid_tokenizer_latents"]
-    assert equal["diversity_tokenizer_latents"] == pytest.approx(1)
-    assert figures.measure(real) == pytest.approx(equal, abs=1e-6)  # what was measured before is forgotten
-
-
-def test_one_picture_for_everything_has_no_diversity(tiny_pipeline, held_out):
-    figures = PictureSetFigures(tiny_pipeline.vqvae, held_out.pixel_values)
-    same = held_out.pixel_values[:1].expand(5, -1, -1, -1)
-    assert figures.measure(same)["diversity_tokenizer_latents"] == pytest.approx(0, abs=1e-6)
-
-
-def test_broken_pictures_have_no_distance_rather_than_the_best(tiny_pipeline):
-    real = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    broken = real.clone()
-    broken[0, 0, 0, 0] = torch.nan
-    measured = PictureSetFigures(tiny_pipeline.vqvae, real).measure(broken)
-    assert not measured["fid_tokenizer_latents"] >= 0

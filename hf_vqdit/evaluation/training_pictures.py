@@ -1,0 +1,108 @@
+# Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+"""The training pictures, with which generated ones are compared: read once, kept small, with their features."""
+
+from dataclasses import dataclass
+
+import torch
+from datasets import Dataset
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from hf_vqdit.data import PairDataset, collate_pairs
+
+from .features import extract_features, shrink, to_bytes, train_own_features
+
+
+@dataclass(frozen=True)
+class TrainingPictures:
+    """Pictures of the training set, small enough to be searched.
+
+    Args:
+        dataset (`PairDataset`): Where they come from.
+        rows (`list[int]`): Their rows in it.
+        captions (`list[list[str]]`): The captions of each.
+        thumbnails (`torch.ByteTensor` of shape `(N, 3, h, w)`): Each as [`~.features.shrink`] leaves it.
+        network (`nn.Module`): The feature network.
+        features (`torch.DoubleTensor` of shape `(N, D)`): The features of each, whole.
+    """
+
+    dataset: PairDataset
+    rows: list[int]
+    captions: list[list[str]]
+    thumbnails: torch.Tensor
+    network: nn.Module
+    features: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, indices: list[int]) -> torch.Tensor:
+        """Some of the pictures, whole.
+
+        Args:
+            indices (`list[int]`): Which of the N, at least one.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, 3, H, W)`: In [-1, 1].
+        """
+        return _read_rows(self.dataset, [self.rows[index] for index in indices])["pixel_values"]
+
+
+def read_training_pictures(
+    pairs: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    resolution: int,
+    center_crop: bool = True,
+    max_pictures: int = 50_000,
+    network: nn.Module | None = None,
+    seed: int = 0,
+    batch_size: int = 250,
+) -> TrainingPictures:
+    """Reads the pictures of a training split, as training does, and takes their features on the way.
+
+    Args:
+        pairs (`datasets.Dataset`): The split `"train"` of [`~hf_vqdit.data.load_pairs`].
+        tokenizer (`PreTrainedTokenizerBase`): The caption tokenizer.
+        resolution (`int`): Side of the pictures in pixels.
+        center_crop (`bool`, defaults to `True`): Whether pictures are cropped in the middle.
+        max_pictures (`int`, defaults to 50000): Read no more than this many, in random order.
+        network (`nn.Module`, *optional*): A feature network; by default one is trained on the thumbnails.
+        seed (`int`, defaults to 0): Seed of the order and of that training.
+        batch_size (`int`, defaults to 250): Pictures at a time.
+
+    Returns:
+        [`TrainingPictures`]: Without rows that lack a picture or whose picture cannot be read.
+
+    Raises:
+        ValueError: If fewer than two pictures are left.
+    """
+    dataset = PairDataset(pairs, tokenizer, resolution, center_crop, seed=seed)
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:max_pictures]
+    rows, thumbnails, features = [], [], []
+    for some in tqdm(order.split(batch_size), desc="Reading the training pictures"):
+        batch = _read_rows(dataset, some.tolist())
+        is_good = batch["has_image"] & (batch["index"] == batch["row"])
+        if not is_good.any():
+            continue
+        pixel_values = batch["pixel_values"][is_good]
+        rows += batch["index"][is_good].tolist()
+        thumbnails.append(to_bytes(shrink(pixel_values)))
+        if network is not None:
+            features.append(extract_features(network, pixel_values, batch_size))
+    if len(rows) < 2:
+        raise ValueError(
+            f"Of {len(order)} training pictures {len(rows)} can be read; comparing sets of pictures takes at least 2. "
+            "Check the data set, or leave these figures out."
+        )
+    thumbnails = torch.cat(thumbnails)
+    if network is None:
+        network = train_own_features(thumbnails, seed=seed)
+        features = [extract_features(network, thumbnails, batch_size, "Features of the training pictures")]
+    captions = [*pairs.select(rows)["caption"]]
+    return TrainingPictures(dataset, rows, captions, thumbnails, network, torch.cat(features))
+
+
+def _read_rows(dataset: PairDataset, rows: list[int]) -> dict[str, torch.Tensor]:
+    """A batch of pairs; where `index` differs from `row`, another pair stands in for one that cannot be read."""
+    return collate_pairs(dataset.__getitems__([(0, row, row) for row in rows]))

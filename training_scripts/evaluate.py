@@ -26,12 +26,12 @@ from hf_vqdit import MultimodalVQVAE, VQDiTPipeline
 from hf_vqdit.data import load_caption_tokenizer, load_pairs
 from hf_vqdit.data.shapes import OneObject
 from hf_vqdit.evaluation.answers import draw_samples, score_captions, score_pairs
-from hf_vqdit.evaluation.bounds import measure_bounds
 from hf_vqdit.evaluation.clip import ClipScorer
 from hf_vqdit.evaluation.comparison import compare_answers, note_limits
 from hf_vqdit.evaluation.features import load_feature_network
 from hf_vqdit.evaluation.judge import ShapesJudge, judge_accuracy, judge_answers, train_judge
 from hf_vqdit.evaluation.metrics import reconstruct, share_equal, tokenizer_figures
+from hf_vqdit.evaluation.pipeline_bounds import measure_bounds
 from hf_vqdit.evaluation.report import (
     describe_machine,
     format_report,

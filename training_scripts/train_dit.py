@@ -40,7 +40,7 @@ from hf_vqdit.data import (
     load_pairs,
     open_pairs,
 )
-from hf_vqdit.evaluation.gaussian_bounds import pipeline_bound_bits
+from hf_vqdit.evaluation.pipeline_bounds import pipeline_bound_bits
 from hf_vqdit.hub import push_to_hub, save_pipeline, write_model_card
 from hf_vqdit.training.arguments import TrainDiTArguments, parse_arguments
 from hf_vqdit.training.codes import encode_batch, open_codes, weights_digest
@@ -53,7 +53,7 @@ from hf_vqdit.training.distillation import (
 from hf_vqdit.training.gaussian import GaussianLoss, gaussian_objective
 from hf_vqdit.training.masked import MaskedLoss, masked_objective
 from hf_vqdit.training.previews import preview_pipeline
-from hf_vqdit.training.processes import LOSS_CONFIGS, code_vectors, measure_priors, scheduler_settings
+from hf_vqdit.training.processes import LOSS_CONFIGS, measure_priors, scheduler_settings
 from hf_vqdit.training.run import TrainingRun, make_optimizer
 from hf_vqdit.training.times import TimeMixture, TimeTable, draw_times, row_generator, step_generator
 
@@ -239,8 +239,8 @@ def make_objective(
     """The objective on the data, or that of a student whose teacher is the model as it is now, before any step."""
     run.pin("teacher", None if distill_config is None else weights_digest(model))
     if model.config.process == "gaussian":
-        image_vectors, text_vectors = code_vectors(vqvae, model)
-        return partial(gaussian_objective, image_vectors=image_vectors, text_vectors=text_vectors)
+        vectors = {f"{name}_vectors": model.code_vectors(name, vqvae).detach() for name in ("image", "text")}
+        return partial(gaussian_objective, **vectors)
     if distill_config is None:
         return masked_objective
     teacher = deepcopy(model).eval().requires_grad_(False)

@@ -27,30 +27,7 @@ from diffusers import DiffusionPipeline
 from hf_vqdit.models.transformer_vqdit import original_sample
 from hf_vqdit.schedulers.noise_levels import NoiseLevels, gaussian_nats, rounding_nats
 
-from .bounds import DIRECTIONS, bound_bits
-
-
-def pipeline_bound_bits(
-    pipeline: DiffusionPipeline,
-    image_codes: torch.LongTensor,
-    text_codes: torch.LongTensor,
-    which: str,
-    num_samples: int,
-    generator: torch.Generator,
-    batch_size: int = 64,
-) -> float:
-    """
-    The mean bound over pairs for a pipeline of either process.
-
-    The arguments are those of [`gaussian_bound_bits_per_pair`].
-
-    Returns:
-        `float`: Bits per pair.
-    """
-    arguments = (image_codes, text_codes, which, num_samples, generator, batch_size)
-    if pipeline.transformer.config.process == "masked":
-        return bound_bits(pipeline.transformer, *arguments)
-    return gaussian_bound_bits_per_pair(pipeline, *arguments).mean().item()
+from .bounds import DIRECTIONS, share_out
 
 
 @torch.no_grad()
@@ -122,7 +99,7 @@ def gaussian_bound_bits_per_pair(
     num_steps, rounding = num_levels - rounding_level, torch.full((len(image_codes),), rounding_level)
     nats += _level_nats(model, sides, rounding, torch.zeros_like(rounding), generator, batch_size)
     for sample in range(num_samples):
-        level = rounding_level + 1 + _share_out(sample, num_samples, num_steps, len(image_codes), generator)
+        level = rounding_level + 1 + share_out(sample, num_samples, num_steps, len(image_codes), generator).cpu()
         nats += num_steps / num_samples * _level_nats(model, sides, level, level - 1, generator, batch_size)
     model.train(was_training)
     return nats / math.log(2)
@@ -155,12 +132,10 @@ class Side:
     @classmethod
     def of(cls, pipeline: DiffusionPipeline, name: str, codes: torch.LongTensor, role: str) -> "Side":
         """The side of a pipeline."""
-        model, vectors = pipeline.transformer, pipeline.vqvae.normalized_codebook(name)
-        if name == "text":
-            vectors = torch.cat([vectors, model.text_pad_vector[None].float()])
-        scheduler = pipeline.scheduler if name == "image" else pipeline.text_scheduler
+        model, scheduler = pipeline.transformer, pipeline.scheduler if name == "image" else pipeline.text_scheduler
         levels = NoiseLevels(scheduler, model.config.prediction_type)
-        return cls(role, codes, vectors, levels, getattr(model, f"{name}_log_prior").float())
+        log_prior = getattr(model, f"{name}_log_prior").float()
+        return cls(role, codes, model.code_vectors(name, pipeline.vqvae), levels, log_prior)
 
     def clean(self, rows: slice = slice(None)) -> torch.FloatTensor:
         """x_0 of some rows, `(B, C, ...)`."""
@@ -206,16 +181,6 @@ class Side:
             return rounding_nats(self.codes[rows], self.vectors, predicted, variance, self.log_prior)
         log_variance = step.log_variance(interpolation[0]) if config["learn_sigma"] else step.variance.log()
         return gaussian_nats(step.clean * (predicted - self.clean(rows)), step.variance, log_variance).sum(dim=1)
-
-
-def _share_out(
-    sample: int, num_samples: int, num_steps: int, num_pairs: int, generator: torch.Generator
-) -> torch.LongTensor:
-    """A step of 0..num_steps - 1 for each pair, from part `sample` of them, shared out among the pairs; `(N,)`."""
-    device = generator.device
-    share = torch.randperm(num_pairs, generator=generator, device=device)
-    share = (share + torch.rand(num_pairs, generator=generator, device=device)) / num_pairs
-    return ((sample + share) / num_samples * num_steps).long().clamp(max=num_steps - 1).cpu()
 
 
 def _level_nats(

@@ -676,16 +676,18 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         """
         if self.config.process == "masked":
             return MaskedRun(scheduler, codes, given, forbidden, self._mask_id(modality))
-        vectors, patch_size = vqvae.normalized_codebook(modality), (self.config.patch_size, self.config.patch_size)
+        patch_size = (1, self.config.text_num_groups) if modality == "text" else (self.config.patch_size,) * 2
         if self.config.unet_kwargs is not None:
             patch_size = tuple(codes.shape[1:])  # it is not told what part of a picture is given
-        elif modality == "text":
-            patch_size = (1, self.config.text_num_groups)
-        if modality == "text":
-            vectors = torch.cat([vectors, self.text_pad_vector[None].float()])
+        vectors = self.code_vectors(modality, vqvae)
         shape = (len(codes), vectors.shape[1], *codes.shape[1:])
         noise = randn_tensor(shape, generator=generator, device=codes.device, dtype=torch.float32)
         return GaussianRun(scheduler, codes, given, forbidden, vectors, noise, patch_size, self.config)
+
+    def code_vectors(self, modality: str, vqvae: ModelMixin) -> torch.FloatTensor:
+        """The vectors `(V, C)` of all codes that the Gaussian process noises; text has PAD's after them."""
+        vectors = vqvae.normalized_codebook(modality)
+        return torch.cat([vectors, self.text_pad_vector[None].to(vectors)]) if modality == "text" else vectors
 
     def _mask_id(self, modality: str) -> int:
         return self.image_mask_id if modality == "image" else self.text_mask_id

@@ -82,25 +82,6 @@ def check_unet(backbone: str, process: str, loss_config: Mapping[str, Any]) -> N
         raise ValueError('`backbone` "unet" is not told what is given: set `region_fraction` of `loss_config` to 0.')
 
 
-def code_vectors(vqvae: MultimodalVQVAE, model: VQDiTModel) -> tuple[torch.FloatTensor, torch.FloatTensor]:
-    """
-    The vectors of all codes that a model works on.
-
-    Args:
-        vqvae (`MultimodalVQVAE`):
-            The tokenizer, whose statistics were measured.
-        model (`VQDiTModel`):
-            A model of the Gaussian process.
-
-    Returns:
-        `tuple[torch.FloatTensor, torch.FloatTensor]`: those of image codes `(V_x, C)`, and those of text codes and PAD
-        `(V_y + 1, C)`.
-    """
-    image_vectors, text_vectors = (vqvae.normalized_codebook(name) for name in ("image", "text"))
-    padding = model.text_pad_vector.detach()[None].to(text_vectors)
-    return image_vectors, torch.cat([text_vectors, padding])
-
-
 def measure_priors(vqvae: MultimodalVQVAE, model: VQDiTModel, batches: Iterable[dict[str, Any]]) -> None:
     """
     Measure how often codes come, into a model of the Gaussian process, which needs it for the bound alone.

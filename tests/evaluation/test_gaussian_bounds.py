@@ -12,7 +12,8 @@ from gaussian_inputs import make_gaussian_pipeline
 from torch import nn
 
 from hf_vqdit.evaluation.bounds import DIRECTIONS, bound_bits
-from hf_vqdit.evaluation.gaussian_bounds import gaussian_bound_bits_per_pair, pipeline_bound_bits
+from hf_vqdit.evaluation.gaussian_bounds import gaussian_bound_bits_per_pair
+from hf_vqdit.evaluation.pipeline_bounds import pipeline_bound_bits
 from hf_vqdit.schedulers.noise_levels import NoiseLevels, rounding_nats
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -36,7 +37,6 @@ class ToyPosterior(nn.Module):
         self.table = torch.randn(3, 3, 3, 3, generator=make_generator(), dtype=torch.float64).flatten().softmax(0)
         self.pairs = torch.cartesian_prod(*[torch.arange(3)] * 4)  # (81, 4), in the order of the table
         self.vectors = torch.tensor([[1.0, 0.5], [-1.0, 1.0], [0.3, -1.2]])
-        self.text_pad_vector = self.vectors[2]
         self.image_log_prior = self.text_log_prior = torch.zeros(3)
 
     def forward(self, image_latents, text_latents, image_timestep, text_timestep, return_dict):
@@ -60,6 +60,9 @@ class ToyPosterior(nn.Module):
             (x_t - x_0) / time[:, None, None, None].clamp(min=1e-6)
             for x_t, x_0, time in ((image_latents, image, image_timestep), (text_latents, text, text_timestep))
         )
+
+    def code_vectors(self, modality, vqvae):
+        return self.vectors
 
     def codes(self):
         """All 81 pairs."""
@@ -88,8 +91,7 @@ def toy_bits(kind, which, error=0.0, num_samples=199, **settings):
     """The mean bound under the table, one draw of each level for each pair; and the entropy, which is the best."""
     scheduler, prediction_type = SCHEDULERS[kind]
     toy = ToyPosterior(scheduler, prediction_type, error)
-    vqvae = SimpleNamespace(normalized_codebook={"image": toy.vectors, "text": toy.vectors[:2]}.get)
-    pipeline = SimpleNamespace(transformer=toy, vqvae=vqvae, scheduler=scheduler, text_scheduler=scheduler)
+    pipeline = SimpleNamespace(transformer=toy, vqvae=None, scheduler=scheduler, text_scheduler=scheduler)
     bits = gaussian_bound_bits_per_pair(pipeline, *toy.codes(), which, num_samples, make_generator(), 81, **settings)
     return (toy.table * bits).sum().item(), (toy.table * toy.exact_bits(which)).sum().item()
 

@@ -28,6 +28,7 @@ from hf_vqdit.data.shapes import OneObject
 from hf_vqdit.evaluation.answers import draw_samples, score_captions, score_pairs
 from hf_vqdit.evaluation.clip import ClipScorer
 from hf_vqdit.evaluation.comparison import compare_answers, note_limits
+from hf_vqdit.evaluation.emoji_names import score_names
 from hf_vqdit.evaluation.features import load_feature_network
 from hf_vqdit.evaluation.judge import ShapesJudge, judge_accuracy, judge_answers, train_judge
 from hf_vqdit.evaluation.metrics import reconstruct, share_equal, tokenizer_figures
@@ -207,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    draw_samples(tasks, restored, answers[0]).save(output_dir / "grid.png")
+    draw_samples(tasks, restored, answers[0], training).save(output_dir / "grid.png")
 
     # Their figures
     parts.append(score_captions(tasks, answers, None if training is None else training.captions))
@@ -219,6 +220,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parts += [judged, judge_answers(judge, tasks, answers)]
     if clip is not None:
         parts.append(score_pairs(clip, tasks, answers, args.eval_batch_size))
+    if training is not None and (args.dataset_name, args.dataset_config_name) == ("emoji", "en-zh"):
+        shown = restored[: len(tasks.pairs)]
+        call = args.call | {"batch_size": args.eval_batch_size}
+        parts.append(score_names(pipeline, tasks, answers, training, shown, **call))
     if training is not None:
         compared, page = compare_answers(
             training, pipeline.vqvae, held_out, restored, answers, with_copies, args.seed, args.eval_batch_size

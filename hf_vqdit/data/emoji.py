@@ -41,8 +41,8 @@ def emoji_dataset(
 ) -> DatasetDict:
     """Every fully qualified emoji that the font draws as one picture, on white, with its name in each language.
 
-    With several languages there is one caption more, all names in one: `red heart | 红心`. A model that is trained on it
-    translates: the caption `red heart | [MASK]` leaves the Chinese name open.
+    With several languages there is one caption more, all names in one: `red heart | 红心`. A model that is trained on
+    it translates: the caption `red heart | [MASK]` leaves the Chinese name open.
 
     Args:
         resolution (`int`, defaults to 32): Side of the square pictures in pixels. The font's own size is about 130.

@@ -12,6 +12,7 @@ from .grids import GridItem, draw_section, show_hidden, stack_sections, to_pictu
 from .metrics import caption_bleu, caption_chrf, caption_exact, share_equal, share_known
 from .report import summarize_seeds
 from .sampling import Answers, Tasks
+from .training_pictures import TrainingPictures, nearest_on_pixels
 
 NUM_SHOWN = 8  # samples a section of the page: the first ones, not selected
 
@@ -78,13 +79,17 @@ def score_pairs(clip: ClipScorer, tasks: Tasks, answers: Sequence[Answers], batc
     }
 
 
-def draw_samples(tasks: Tasks, restored: torch.Tensor, answers: Answers) -> Image.Image:
+def draw_samples(
+    tasks: Tasks, restored: torch.Tensor, answers: Answers, training: TrainingPictures | None = None
+) -> Image.Image:
     """Draws the first samples of every direction, none of them selected.
 
     Args:
         tasks ([`Tasks`]): What the pipeline was given.
         restored (`torch.FloatTensor` of shape `(N, 3, H, W)`): Held-out pictures as they come back from their codes.
         answers ([`Answers`]): What the pipeline made of the tasks.
+        training ([`TrainingPictures`], *optional*): With them each picture that was drawn for a caption is shown
+            beside the nearest of them on pixels.
 
     Returns:
         `PIL.Image.Image`: A page with a section for each direction.
@@ -103,13 +108,22 @@ def draw_samples(tasks: Tasks, restored: torch.Tensor, answers: Answers) -> Imag
     hidden = [show_hidden(picture, mask) for picture, mask in zip(real, masks, strict=False)]
     captions, words = tasks.pairs.captions, [(index,) for index in tasks.hidden_words]
 
-    def draw(title: str, description: str, pictures: tuple[list, ...], *columns: Sequence) -> Image.Image:
+    def draw(
+        title: str, description: str, pictures: tuple[list, ...], *columns: Sequence, rows: int = 1
+    ) -> Image.Image:
         items = [GridItem(*item) for item in zip(zip(*pictures, strict=True), *columns, strict=False)]
-        return draw_section(title, items[: NUM_SHOWN // len(pictures)], description)
+        return draw_section(title, items[: rows * NUM_SHOWN // len(pictures)], description)
 
+    if training is None:
+        text_to_image = draw("Text to image", "pictures drawn for held-out captions", (drawn,), captions)
+    else:
+        _, rows = nearest_on_pixels(answers.drawn[:NUM_SHOWN], training.thumbnails)
+        originals = to_pictures(training.read(rows.tolist()))
+        described = "pictures drawn for held-out captions, each with the training picture nearest to it"
+        text_to_image = draw("Text to image", described, (drawn, originals), captions, rows=2)
     return stack_sections(
         [
-            draw("Text to image", "pictures drawn for held-out captions", (drawn,), captions),
+            text_to_image,
             draw("Image to text", "captions written for held-out pictures", (real,), answers.written),
             draw("Joint", "pictures and captions made up together", (joint,), answers.joint.texts),
             draw("Reconstruction", "held-out pictures and what their codes give back", (real, back)),

@@ -9,11 +9,11 @@ from PIL import Image
 
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
 
-from .features import shrink, to_bytes
+from .features import to_bytes
 from .grids import GridItem, draw_section, to_pictures
 from .metrics import reconstruct
 from .picture_sets import PictureSet, nearest
-from .training_pictures import TrainingPictures
+from .training_pictures import TrainingPictures, nearest_on_pixels
 
 NEAR_SHARE = 0.01  # a near duplicate is nearer to a training picture than all but this share of held-out pictures
 NUM_SHOWN = 8  # pairs a section of the page
@@ -32,9 +32,7 @@ class Neighbors(NamedTuple):
 def find_neighbors(pictures: PictureSet, training: TrainingPictures) -> Neighbors:
     """The nearest training picture of each picture of a set."""
     distances, rows = nearest(pictures.features, training.features)
-    pixels = to_bytes(shrink(pictures.pixel_values)).flatten(1)  # (N, 3 h w)
-    pixel_distances, pixel_rows = nearest(pixels, training.thumbnails.flatten(1))
-    return Neighbors(pictures, distances, rows, pixel_distances / pixels.shape[1] ** 0.5, pixel_rows)
+    return Neighbors(pictures, distances, rows, *nearest_on_pixels(pictures.pixel_values, training.thumbnails))
 
 
 class CopyFigures:

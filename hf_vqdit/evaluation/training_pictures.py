@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_vqdit.data import PairDataset, collate_pairs
 
 from .features import extract_features, shrink, to_bytes, train_own_features
+from .picture_sets import nearest
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,24 @@ def read_training_pictures(
         features = [extract_features(network, thumbnails, batch_size, "Features of the training pictures")]
     captions = [*pairs.select(rows)["caption"]]
     return TrainingPictures(dataset, rows, captions, thumbnails, network, torch.cat(features))
+
+
+def nearest_on_pixels(
+    pixel_values: torch.Tensor, thumbnails: torch.ByteTensor
+) -> tuple[torch.Tensor, torch.LongTensor]:
+    """The nearest of other pictures to each picture, thumbnails of both compared pixel by pixel.
+
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(N, 3, H, W)`): Pictures in [-1, 1].
+        thumbnails (`torch.ByteTensor` of shape `(M, 3, h, w)`): Pictures as [`~.features.shrink`] leaves them.
+
+    Returns:
+        The root mean square difference, of 255, a `torch.DoubleTensor` of shape `(N,)`, and rows of `thumbnails`, a
+        `torch.LongTensor` of shape `(N,)`.
+    """
+    pixels = to_bytes(shrink(pixel_values)).flatten(1)  # (N, 3 h w)
+    distances, rows = nearest(pixels, thumbnails.flatten(1))
+    return distances / pixels.shape[1] ** 0.5, rows
 
 
 def _read_rows(dataset: PairDataset, rows: list[int]) -> dict[str, torch.Tensor]:

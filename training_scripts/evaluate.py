@@ -42,7 +42,7 @@ from hf_vqdit.evaluation.report import (
     write_report,
 )
 from hf_vqdit.evaluation.sampling import HeldOutPairs, answer_tasks, make_tasks, read_held_out
-from hf_vqdit.evaluation.sweep import DIRECTIONS, run_sweep
+from hf_vqdit.evaluation.sweep import DEFAULT_DIRECTIONS, DIRECTIONS, run_sweep
 from hf_vqdit.evaluation.sweep_report import format_sweep, write_sweep
 from hf_vqdit.evaluation.training_pictures import read_training_pictures
 from hf_vqdit.training.arguments import CALL_DEFAULTS, DataArguments, parse_arguments
@@ -64,7 +64,7 @@ class EvaluateArguments(DataArguments):
         default=False, metadata=_help("Compare settings of the sampling, in place of the report: takes longer.")
     )
     sweep_directions: list[str] = field(
-        default_factory=lambda: [*DIRECTIONS],
+        default_factory=lambda: [*DEFAULT_DIRECTIONS],
         metadata=_help(f"What a sweep compares: some of {', '.join(DIRECTIONS)}."),
     )
     sweep_samples: int = field(default=100, metadata=_help("Samples of a sweep's setting, for each sampling seed."))
@@ -163,6 +163,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.sweep:
         compare_settings(args, pipeline, held_out)
         return
+    if pipeline.transformer.config.unet_kwargs is not None:
+        raise ValueError(
+            f"The report asks for every direction, but the network of {args.pipeline} is a U-Net, which draws "
+            "pictures alone: measure those by `--sweep --sweep_directions image`, of a transformer likewise."
+        )
     tasks = make_tasks(held_out.first(args.num_samples), pipeline.tokenizer, args.seed)
     num_joint = split_evenly(args.num_joint_samples, args.num_sampling_seeds)
 

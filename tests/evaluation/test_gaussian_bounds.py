@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.configuration_utils import FrozenDict
 from gaussian_inputs import make_gaussian_pipeline
+from seeded import generator
 from torch import nn
 
 from hf_vqdit.evaluation.bounds import DIRECTIONS, bound_bits
@@ -17,10 +18,6 @@ from hf_vqdit.evaluation.pipeline_bounds import pipeline_bound_bits
 from hf_vqdit.schedulers.noise_levels import NoiseLevels, rounding_nats
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
-
-
-def make_generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 class ToyPosterior(nn.Module):
@@ -34,7 +31,7 @@ class ToyPosterior(nn.Module):
         super().__init__()
         self.config = FrozenDict(process="gaussian", prediction_type=prediction_type, learn_sigma=False)
         self.levels, self.error = NoiseLevels(scheduler, prediction_type), error
-        self.table = torch.randn(3, 3, 3, 3, generator=make_generator(), dtype=torch.float64).flatten().softmax(0)
+        self.table = torch.randn(3, 3, 3, 3, generator=generator(), dtype=torch.float64).flatten().softmax(0)
         self.pairs = torch.cartesian_prod(*[torch.arange(3)] * 4)  # (81, 4), in the order of the table
         self.vectors = torch.tensor([[1.0, 0.5], [-1.0, 1.0], [0.3, -1.2]])
         self.image_log_prior = self.text_log_prior = torch.zeros(3)
@@ -92,7 +89,7 @@ def toy_bits(kind, which, error=0.0, num_samples=199, **settings):
     scheduler, prediction_type = SCHEDULERS[kind]
     toy = ToyPosterior(scheduler, prediction_type, error)
     pipeline = SimpleNamespace(transformer=toy, vqvae=None, scheduler=scheduler, text_scheduler=scheduler)
-    bits = gaussian_bound_bits_per_pair(pipeline, *toy.codes(), which, num_samples, make_generator(), 81, **settings)
+    bits = gaussian_bound_bits_per_pair(pipeline, *toy.codes(), which, num_samples, generator(), 81, **settings)
     return (toy.table * bits).sum().item(), (toy.table * toy.exact_bits(which)).sum().item()
 
 
@@ -143,8 +140,8 @@ def pipeline(request, tiny_pipeline):
 
 
 def make_codes(num_pairs=4):
-    image_codes = torch.randint(0, 32, (num_pairs, 8, 8), generator=make_generator(1))
-    text_codes = torch.randint(0, 49, (num_pairs, 16, 1), generator=make_generator(2))
+    image_codes = torch.randint(0, 32, (num_pairs, 8, 8), generator=generator(1))
+    text_codes = torch.randint(0, 49, (num_pairs, 16, 1), generator=generator(2))
     return image_codes, text_codes
 
 
@@ -153,7 +150,7 @@ def test_by_default_rounding_begins_where_half_as_much_noise_is_left(pipeline):
     pipeline.transformer.register_forward_pre_hook(
         lambda _, args, kwargs: times.append(kwargs["image_timestep"][0]), with_kwargs=True
     )
-    gaussian_bound_bits_per_pair(pipeline, *make_codes(), "x", 1, make_generator())
+    gaussian_bound_bits_per_pair(pipeline, *make_codes(), "x", 1, generator())
     levels = NoiseLevels(pipeline.scheduler, pipeline.transformer.config.prediction_type)
     level = round(times[0].item() * 1000)
     assert levels.sigma[level] <= levels.alpha[level] / 2 and levels.sigma[level + 1] > levels.alpha[level + 1] / 2
@@ -164,7 +161,7 @@ def test_conditions_are_given_clean_or_absent_and_the_predicted_share_a_level(pi
     calls = []
     pipeline.transformer.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
     codes = make_codes()
-    bits = gaussian_bound_bits_per_pair(pipeline, *codes, which, 5, make_generator())
+    bits = gaussian_bound_bits_per_pair(pipeline, *codes, which, 5, generator())
     assert bits.shape == (4,) and bits.dtype == torch.float64 and (bits > 0).all()
     vectors = {"image": pipeline.vqvae.normalized_codebook("image")}
     vectors["text"] = torch.cat(
@@ -188,25 +185,23 @@ def test_conditions_are_given_clean_or_absent_and_the_predicted_share_a_level(pi
 
 def test_the_batch_size_changes_the_noise_alone_and_the_generator_decides(pipeline):
     codes = make_codes()
-    bits = gaussian_bound_bits_per_pair(pipeline, *codes, "x,y", 3, make_generator())
-    assert torch.equal(gaussian_bound_bits_per_pair(pipeline, *codes, "x,y", 3, make_generator()), bits)
-    assert not torch.equal(gaussian_bound_bits_per_pair(pipeline, *codes, "x,y", 3, make_generator(1)), bits)
+    bits = gaussian_bound_bits_per_pair(pipeline, *codes, "x,y", 3, generator())
+    assert torch.equal(gaussian_bound_bits_per_pair(pipeline, *codes, "x,y", 3, generator()), bits)
+    assert not torch.equal(gaussian_bound_bits_per_pair(pipeline, *codes, "x,y", 3, generator(1)), bits)
 
 
 def test_every_level_and_the_rounding_are_finite(pipeline):
     codes = make_codes(1000)
-    bits = gaussian_bound_bits_per_pair(
-        pipeline, codes[0][:, :2, :2], codes[1][:, :1], "x,y", 1, make_generator(), 500
-    )
+    bits = gaussian_bound_bits_per_pair(pipeline, codes[0][:, :2, :2], codes[1][:, :1], "x,y", 1, generator(), 500)
     assert bits.isfinite().all()
 
 
 def test_one_call_bounds_pipelines_of_both_processes(pipeline, tiny_pipeline):
     codes = make_codes()
-    expected = gaussian_bound_bits_per_pair(pipeline, *codes, "x|y", 2, make_generator()).mean().item()
-    assert pipeline_bound_bits(pipeline, *codes, "x|y", 2, make_generator()) == expected
-    expected = bound_bits(tiny_pipeline.transformer, *codes, "x|y", 2, make_generator())
-    assert pipeline_bound_bits(tiny_pipeline, *codes, "x|y", 2, make_generator()) == expected
+    expected = gaussian_bound_bits_per_pair(pipeline, *codes, "x|y", 2, generator()).mean().item()
+    assert pipeline_bound_bits(pipeline, *codes, "x|y", 2, generator()) == expected
+    expected = bound_bits(tiny_pipeline.transformer, *codes, "x|y", 2, generator())
+    assert pipeline_bound_bits(tiny_pipeline, *codes, "x|y", 2, generator()) == expected
 
 
 @pytest.mark.parametrize(
@@ -219,7 +214,7 @@ def test_one_call_bounds_pipelines_of_both_processes(pipeline, tiny_pipeline):
     ),
 )
 def test_a_bad_argument_is_refused(pipeline, change, message):
-    arguments = {"which": "x", "num_samples": 1, "generator": make_generator()} | change
+    arguments = {"which": "x", "num_samples": 1, "generator": generator()} | change
     with pytest.raises(ValueError, match=message):
         gaussian_bound_bits_per_pair(pipeline, *make_codes(), **arguments)
 
@@ -227,6 +222,6 @@ def test_a_bad_argument_is_refused(pipeline, change, message):
 def test_the_joint_bound_needs_one_number_of_levels(pipeline):
     scheduler_class = type(pipeline.scheduler)
     pipeline.text_scheduler = scheduler_class.from_config(pipeline.text_scheduler.config, num_train_timesteps=50)
-    assert gaussian_bound_bits_per_pair(pipeline, *make_codes(), "y|x", 1, make_generator()).isfinite().all()
+    assert gaussian_bound_bits_per_pair(pipeline, *make_codes(), "y|x", 1, generator()).isfinite().all()
     with pytest.raises(ValueError, match=r"one number of levels.*\[50, 1000\]"):
-        gaussian_bound_bits_per_pair(pipeline, *make_codes(), "x,y", 1, make_generator())
+        gaussian_bound_bits_per_pair(pipeline, *make_codes(), "x,y", 1, generator())

@@ -5,7 +5,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from gaussian_inputs import make_gaussian_pipeline
-from pipeline_inputs import LEFT_HALF, PROMPT, generator, generators, picture, rectangle, watch_transformer
+from pipeline_inputs import LEFT_HALF, PROMPT, picture, rectangle, watch_transformer
+from seeded import generator, generators
 
 from hf_vqdit.evaluation.trace import SamplingTrace
 

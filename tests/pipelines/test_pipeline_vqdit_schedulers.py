@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from gaussian_inputs import MEAN, STD, install_oracle, make_gaussian_pipeline
-from pipeline_inputs import PROMPT, generator, watch_transformer
+from pipeline_inputs import PROMPT, watch_transformer
+from seeded import generator
 
 import hf_vqdit
 from hf_vqdit.pipelines.pipeline_vqdit import GAUSSIAN_SCHEDULERS

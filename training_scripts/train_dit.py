@@ -53,7 +53,7 @@ from hf_vqdit.training.distillation import (
 from hf_vqdit.training.gaussian import GaussianLoss, gaussian_objective
 from hf_vqdit.training.masked import MaskedLoss, masked_objective
 from hf_vqdit.training.previews import preview_pipeline
-from hf_vqdit.training.processes import LOSS_CONFIGS, measure_priors, scheduler_settings
+from hf_vqdit.training.processes import LOSS_CONFIGS, load_scheduler, measure_priors, scheduler_settings
 from hf_vqdit.training.run import TrainingRun, make_optimizer
 from hf_vqdit.training.times import TimeMixture, TimeTable, draw_times, row_generator, step_generator
 
@@ -214,13 +214,13 @@ def make_model(
     settings = {"scheduler": args.scheduler_kwargs, "text_scheduler": args.text_scheduler_kwargs}
     if source is not None:
         model = VQDiTModel.from_pretrained(source, subfolder="transformer")
-        if model.config.process != args.process:
+        saved = (model.config.process, "dit" if model.config.unet_kwargs is None else "unet")
+        if (args.process, args.backbone) != saved:
             raise ValueError(
-                f"`process` is {args.process!r}, but {source} is of the process {model.config.process!r}."
+                f"`process` and `backbone` are {args.process!r} and {args.backbone!r}, but those of {source} are "
+                f"{saved[0]!r} and {saved[1]!r}: pass `--process {saved[0]} --backbone {saved[1]}`."
             )
-        schedulers = [
-            args.scheduler_class.from_pretrained(source, subfolder=folder, **own) for folder, own in settings.items()
-        ]
+        schedulers = [load_scheduler(source, name, args.scheduler_class, own) for name, own in settings.items()]
         if args.distill_from is not None:
             check_teacher(model, sizes)
     else:

@@ -264,8 +264,8 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
     noise_scheduler: str | None = field(
         default=None,
         metadata=_help(
-            "Scheduler of the Gaussian process, a class of diffusers: by default DDPMScheduler, or for "
-            "flow_prediction FlowMatchEulerDiscreteScheduler. Another one may take its place in the pipeline."
+            "Scheduler of the Gaussian process, a class of diffusers: by default that of the pipeline to fine-tune, "
+            "or else DDPMScheduler, and for flow_prediction FlowMatchEulerDiscreteScheduler."
         ),
     )
     codes_dir: str | None = field(
@@ -314,8 +314,9 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
             check_unet(self.backbone, self.process, self.loss_config)
             self.model_init_kwargs["unet_kwargs"] = UNET_KWARGS | self.model_init_kwargs.get("unet_kwargs", {})
             self.time_mixture = Keywords(PICTURES_ALONE)
-        self.scheduler_kwargs.check("scheduler_kwargs", self.scheduler_class)
-        self.text_scheduler_kwargs.check("text_scheduler_kwargs", self.scheduler_class)
+        if self.scheduler_class is not None:
+            self.scheduler_kwargs.check("scheduler_kwargs", self.scheduler_class)
+            self.text_scheduler_kwargs.check("text_scheduler_kwargs", self.scheduler_class)
         self.time_mixture.check("time_mixture", TimeMixture)
         self.loss_config.check("loss_config", LOSS_CONFIGS[self.process])
         self.distill_config.check("distill_config", DistillationConfig)
@@ -341,8 +342,13 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
                 setattr(self, name, value)
 
     @property
-    def scheduler_class(self) -> type[SchedulerMixin]:
-        """What `scheduler_kwargs` and `text_scheduler_kwargs` are the arguments of."""
+    def scheduler_class(self) -> type[SchedulerMixin] | None:
+        """What `scheduler_kwargs` and `text_scheduler_kwargs` are the arguments of; `None` where a pipeline says."""
+        if self.pretrained_model_name_or_path is not None and (self.process, self.noise_scheduler) == (
+            "gaussian",
+            None,
+        ):
+            return None
         return scheduler_class(self.process, self.noise_scheduler, self.model_init_kwargs.get("prediction_type"))
 
     def _check_distillation(self) -> None:

@@ -59,6 +59,39 @@ def scheduler_class(process: str, noise_scheduler: str | None, prediction_type: 
     return getattr(diffusers, name)
 
 
+def load_scheduler(
+    source: str, name: str, scheduler_class: type[SchedulerMixin] | None, settings: Mapping[str, Any]
+) -> SchedulerMixin:
+    """
+    The scheduler of a saved pipeline, with other settings.
+
+    Args:
+        source (`str`):
+            The pipeline's folder or repository.
+        name (`str`):
+            `"scheduler"` or `"text_scheduler"`.
+        scheduler_class (`type`, *optional*):
+            The class to load it as; by default its own, one of diffusers.
+        settings (`Mapping[str, Any]`):
+            What is changed in its configuration.
+
+    Returns:
+        `SchedulerMixin`
+
+    Raises:
+        `ValueError`: A setting is unknown to the class.
+    """
+    if scheduler_class is None:
+        scheduler_class = getattr(diffusers, SchedulerMixin.load_config(source, subfolder=name)["_class_name"])
+    known = inspect.signature(scheduler_class.__init__).parameters
+    unknown = [key for key in settings if key not in known]
+    if unknown:
+        raise ValueError(
+            f"`{name}_kwargs` has the unknown key {unknown[0]!r}: {scheduler_class.__name__} of {source}."
+        )
+    return scheduler_class.from_pretrained(source, subfolder=name, **settings)
+
+
 def check_unet(backbone: str, process: str, loss_config: Mapping[str, Any]) -> None:
     """
     Refuse what does not go with a U-Net over pictures alone.

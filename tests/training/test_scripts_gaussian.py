@@ -97,11 +97,16 @@ def test_accumulation_and_gradient_checkpointing_change_nothing(trained, change,
 def test_fine_tuning_starts_from_the_weights_that_were_given(trained, tmp_path):
     kind, _, folder = trained
     flags = ["--process", "gaussian", "--pretrained_model_name_or_path", str(folder), "--learning_rate", "0"]
-    flags += ["--model_init_kwargs", "{}", "--noise_scheduler", SCHEDULERS[kind], "--max_train_steps", "1"]
+    flags += ["--model_init_kwargs", "{}", "--max_train_steps", "1"]
     tuned = run_in_process("train_dit", tmp_path / "tuned", *flags)
     assert_equal(weights(tuned / "transformer"), weights(folder / "transformer"))
     index = json.loads((tuned / "text_scheduler" / "scheduler_config.json").read_text())
+    assert index["_class_name"] == SCHEDULERS[kind]
     assert kind == "flow" or (index["beta_schedule"], index["variance_type"]) == ("squaredcos_cap_v2", "learned_range")
+    with pytest.raises(ValueError, match=f"`scheduler_kwargs`.*'order': {SCHEDULERS[kind]}"):
+        run_in_process("train_dit", tmp_path / "wrong", *flags, "--scheduler_kwargs", '{"order": "random"}')
+    with pytest.raises(ValueError, match="'gaussian' and 'unet', but those of .* are 'gaussian' and 'dit'"):
+        run_in_process("train_dit", tmp_path / "wrong", *flags, "--backbone", "unet", "--loss_config", "{}")
 
 
 def test_a_unet_is_trained_on_pictures_alone(tokenizer, tmp_path):
@@ -122,7 +127,7 @@ def test_a_unet_is_trained_on_pictures_alone(tokenizer, tmp_path):
 
 def test_a_model_of_the_other_process_is_refused(trained, tokenizer, tmp_path):
     _, flags, folder = trained
-    with pytest.raises(ValueError, match="`process` is 'masked', but .* is of the process 'gaussian'"):
+    with pytest.raises(ValueError, match="'masked' and 'dit', but.*pass `--process gaussian --backbone dit`"):
         run_in_process("train_dit", tmp_path / "run", "--pretrained_model_name_or_path", str(folder))
 
 

@@ -12,7 +12,7 @@ from diffusers import SchedulerMixin
 
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
 from hf_vqdit.models.transformer_vqdit import VQDiTModel
-from hf_vqdit.pipelines.pipeline_vqdit import GAUSSIAN_SCHEDULERS
+from hf_vqdit.pipelines.pipeline_vqdit import GAUSSIAN_SCHEDULERS, VQDiTPipeline
 from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 from .codes import encode_batch
@@ -82,7 +82,8 @@ def load_scheduler(
         `ValueError`: A setting is unknown to the class.
     """
     if scheduler_class is None:
-        scheduler_class = getattr(diffusers, SchedulerMixin.load_config(source, subfolder=name)["_class_name"])
+        _, class_name = VQDiTPipeline.load_config(source)[name]
+        scheduler_class = getattr(diffusers, class_name)
     known = inspect.signature(scheduler_class.__init__).parameters
     unknown = [key for key in settings if key not in known]
     if unknown:

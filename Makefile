@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.hf_vqdit_installed
-CODE := hf_vqdit training_scripts tests model_cards
+CODE := hf_vqdit training_scripts tests model_cards benchmarks
 
 # Threads that wait for each other sleep: if they spin, as they would, a run beside other work is many times slower.
 export OMP_WAIT_POLICY := PASSIVE
@@ -15,7 +15,7 @@ NUM_CORES := $(shell getconf _NPROCESSORS_ONLN)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(NUM_CORES)
 
-.PHONY: help environment quickstart distill sweep emoji test style quality clean
+.PHONY: help environment quickstart distill sweep emoji benchmarks test style quality clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ emoji: $(INSTALLED)  ## train and evaluate on real pairs, into runs/emoji; needs
 	$(BIN)/python training_scripts/encode_codes.py --config $(CONFIG)
 	$(LAUNCH) training_scripts/train_dit.py --config $(CONFIG)
 	$(BIN)/python training_scripts/evaluate.py --config $(CONFIG)
+
+benchmarks: $(INSTALLED)  ## compare hot paths with peers, into docs/benchmarks.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[benchmarks]'
+	$(BIN)/python -m benchmarks --output docs/benchmarks.md
 
 test: $(INSTALLED)  ## run all tests
 	$(BIN)/python -m pytest -n 2

@@ -25,7 +25,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGE_FILES = sorted((ROOT / "hf_vqdit").rglob("*.py"))
 SCRIPTS = sorted((ROOT / "training_scripts").glob("*.py"))
 CONFIGS = sorted((ROOT / "training_scripts" / "configs").glob("*.yaml"))
-CODE_FILES = [*PACKAGE_FILES, *SCRIPTS, *sorted((ROOT / "tests").rglob("*.py")), *(ROOT / "model_cards").glob("*.py")]
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+CODE_FILES = [*PACKAGE_FILES, *SCRIPTS, *BENCHMARKS, *TESTS, *(ROOT / "model_cards").glob("*.py")]
 SHIPPED_FILES = [
     ROOT / "hf_vqdit" / name
     for name in (
@@ -99,11 +101,16 @@ def test_a_file_that_ships_is_self_contained(path):
 def test_imports_flow_downward(path):
     part = path.relative_to(ROOT / "hf_vqdit").parts[0].removesuffix(".py")
     modules = imported_modules(path)
-    assert not {name for name in modules if name.split(".")[0] in ("training_scripts", "tests")}
+    assert not {name for name in modules if name.split(".")[0] in ("training_scripts", "benchmarks", "tests")}
     parts = {name.split(".")[1] for name in modules if name.startswith("hf_vqdit.")}
     submodules = {p.stem if p.suffix else p.name for p in (ROOT / "hf_vqdit").iterdir()}
     upward = (parts & submodules) - MAY_IMPORT[part] - {part}
     assert not upward, f"{relative(path)} imports {upward}"
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=relative)
+def test_a_benchmark_measures_the_package_and_no_script(path):
+    assert not {name for name in imported_modules(path) if name.split(".")[0] in ("training_scripts", "tests")}
 
 
 def test_the_distribution_holds_every_package():
@@ -114,7 +121,8 @@ def test_the_distribution_holds_every_package():
 
 def test_every_dependency_is_pinned_within_its_range():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    requirements = map(Requirement, project["dependencies"] + project["optional-dependencies"]["dev"])
+    extras = project["optional-dependencies"]
+    requirements = map(Requirement, project["dependencies"] + [line for lines in extras.values() for line in lines])
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {pin.name: next(iter(pin.specifier)).version for pin in map(Requirement, filter(None, map(_code, lines)))}
     wanted = {requirement.name: requirement.specifier for requirement in requirements}

@@ -15,7 +15,7 @@ NUM_CORES := $(shell getconf _NPROCESSORS_ONLN)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(NUM_CORES)
 
-.PHONY: help environment quickstart distill sweep emoji benchmarks test style quality clean
+.PHONY: help environment quickstart shapes distill sweep emoji benchmarks test style quality clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -47,6 +47,16 @@ distill: $(INSTALLED)  ## after quickstart: distil its model to four passes, int
 sweep: CONFIG := training_scripts/configs/quickstart.yaml
 sweep: $(INSTALLED)  ## compare sampling settings of the quickstart model, into runs/quickstart; after make quickstart
 	$(BIN)/python training_scripts/evaluate.py --config $(CONFIG) --sweep
+
+shapes: CONFIG := training_scripts/configs/shapes.yaml
+shapes: $(INSTALLED)  ## train and evaluate on scenes of two objects, into runs/shapes
+	$(LAUNCH) training_scripts/train_vqvae.py --config $(CONFIG)
+	$(LAUNCH) training_scripts/train_vqvae.py --config $(CONFIG) \
+		--train_modalities text --output_dir runs/shapes/vqvae_text_r2 --max_train_steps 1000 \
+		--model_init_kwargs '{"text_downsample_factor": 2, "text_num_groups": 2}'
+	$(BIN)/python training_scripts/encode_codes.py --config $(CONFIG)
+	$(LAUNCH) training_scripts/train_dit.py --config $(CONFIG)
+	$(BIN)/python training_scripts/evaluate.py --config $(CONFIG)
 
 emoji: CONFIG := training_scripts/configs/emoji.yaml
 emoji: $(INSTALLED)  ## train and evaluate on real pairs, into runs/emoji; needs a colour-emoji font and fribidi

@@ -3,6 +3,7 @@
 
 import inspect
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from importlib import resources
@@ -121,6 +122,46 @@ def write_model_card(
     )
     populate_model_card(card, tags=["vqdit", "diffusers-training"])
     card.save(save_directory / "README.md")
+    return card
+
+
+def add_evaluation(save_directory: str | Path, report: str, pictures: Mapping[str, str | Path]) -> ModelCard:
+    """Puts what was measured of a pipeline into its card, in the place of an earlier evaluation if there is one.
+
+    Args:
+        save_directory (`str` or `Path`):
+            The folder of the saved pipeline, with the card that [`write_model_card`] wrote.
+        report (`str`):
+            Markdown, as [`~hf_vqdit.evaluation.report.format_report`] gives it.
+        pictures (`Mapping[str, str | Path]`):
+            Picture grids by what they show; they are copied beside the card.
+
+    Returns:
+        `ModelCard`: The card that was written.
+
+    Raises:
+        FileNotFoundError: If the folder has no card.
+    """
+    save_directory = Path(save_directory)
+    card_file = save_directory / "README.md"
+    if not card_file.is_file():
+        raise FileNotFoundError(
+            f"{save_directory} has no README.md to put the evaluation into: write a card first (`write_model_card`)."
+        )
+    card = ModelCard.load(card_file)
+    lines = ["## Evaluation", ""]
+    for title, picture in pictures.items():
+        name = Path(shutil.copy(picture, save_directory)).name
+        lines += [f"![{title}]({name})", ""]
+    lines += [re.sub(r"^#+ ", "### ", report, flags=re.MULTILINE).strip(), "", ""]
+    before, _, rest = card.text.partition("## Evaluation\n")
+    if rest:
+        after = rest[rest.index("\n## ") + 1 :]
+    else:
+        before, heading, after = card.text.partition("## Training\n")
+        after = heading + after
+    card.text = before + "\n".join(lines) + after
+    card.save(card_file)
     return card
 
 

@@ -14,6 +14,8 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hf_vqdit.training.tokenizer_check import TOKENIZER_FLOORS
+
 SCRIPTS = Path(__file__).parents[1] / "training_scripts"
 
 DATA = ["--dataset_name", "shapes", "--num_train_rows", "24", "--validation_fraction", "0.25"]
@@ -23,14 +25,16 @@ LOOP += ["--adam_epsilon", "1e-3", "--mixed_precision", "no", "--validation_step
 VQVAE = {"block_out_channels": [8, 16, 16], "norm_num_groups": 4, "image_codebook_size": 16, "code_dim": 4}
 VQVAE |= {"text_codebook_size": 24, "text_code_dim": 4, "text_width": 16, "num_text_decoder_layers": 1}
 DIT = {"patch_size": 2, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2}
+# The tokenizers of the tests were hardly trained.
+ANY_TOKENIZER = ["--tokenizer_floors", json.dumps(dict.fromkeys(TOKENIZER_FLOORS, 0))]
 
 COMMANDS = {  # without the data
     "train_vqvae": [*LOOP, "--vocab_size", "400", "--model_init_kwargs", json.dumps(VQVAE)]
     + ["--quantizer_start_step", "1", "--codebook_kwargs", '{"restart_every": 2, "restart_until_step": 4}'],
-    "train_dit": [*LOOP, "--model_init_kwargs", json.dumps(DIT), "--num_inference_steps", "2"],
-    "encode_codes": [],
+    "train_dit": [*LOOP, *ANY_TOKENIZER, "--model_init_kwargs", json.dumps(DIT), "--num_inference_steps", "2"],
+    "encode_codes": ANY_TOKENIZER,
     "inspect_pairs": [],
-    "distill": [*LOOP, "--distill_config", '{"num_student_steps": 2, "num_teacher_steps": 4}'],
+    "distill": [*LOOP, *ANY_TOKENIZER, "--distill_config", '{"num_student_steps": 2, "num_teacher_steps": 4}'],
 }
 FILES = {name: "train_dit" if name == "distill" else name for name in COMMANDS}
 NAMES = {"train_vqvae": "vqvae", "train_dit": "transformer", "distill": "transformer"}

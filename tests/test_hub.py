@@ -190,6 +190,26 @@ def test_a_card_tells_data_config_figures_picture_and_both_ways_to_load(tmp_path
     assert (folder / "samples.png").read_bytes() == b"a picture"
 
 
+def test_a_card_takes_in_an_evaluation_in_the_place_of_an_earlier_one(tmp_path):
+    grid = tmp_path / "grid.png"
+    grid.write_bytes(b"a grid")
+    folder = tmp_path / "pipeline"
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError, match="no README.md"):
+        hf_vqdit.hub.add_evaluation(folder, "# Report", {})
+    hf_vqdit.hub.write_model_card(folder, repo_id="me/my-vqdit", config={"seed": 0}, license="mit")
+    bare = (folder / "README.md").read_text()
+    for chrf in (12, 34):
+        hf_vqdit.hub.add_evaluation(folder, f"# Report\n\nchrF {chrf}\n\n## Notes\n\n- few\n", {"Samples": grid})
+    card = ModelCard.load(folder / "README.md")
+    assert "chrF 34" in card.text and "chrF 12" not in card.text and card.data.license == "mit"
+    assert card.text.count("## Evaluation") == 1 and "![Samples](grid.png)" in card.text
+    assert (folder / "grid.png").read_bytes() == b"a grid"
+    # All else stays as it was
+    start, end = card.text.index("## Evaluation"), card.text.index("## Training")
+    assert card.text[:start] + card.text[end:] == ModelCard(bare).text
+
+
 @pytest.mark.parametrize("template", hf_vqdit.hub.CARD_TEMPLATES)
 def test_a_card_of_nothing_but_a_name_has_no_empty_parts(template, tmp_path):
     card = hf_vqdit.hub.write_model_card(tmp_path, template=template, repo_id="me/mine")

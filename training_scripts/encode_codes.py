@@ -19,6 +19,7 @@ from hf_vqdit.data import PairDataset, RecordCounts, load_caption_tokenizer, loa
 from hf_vqdit.evaluation.report import SUMMARY_FILE
 from hf_vqdit.training.arguments import EncodeCodesArguments, parse_arguments
 from hf_vqdit.training.codes import write_codes
+from hf_vqdit.training.tokenizer_check import check_tokenizer
 
 logger = logging.getLogger("hf_vqdit.encode_codes")
 
@@ -26,7 +27,7 @@ logger = logging.getLogger("hf_vqdit.encode_codes")
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(EncodeCodesArguments, "codes", argv)
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    logger.setLevel(logging.INFO)
+    logging.getLogger("hf_vqdit").setLevel(logging.INFO)
     start = time.perf_counter()
 
     tokenizer = load_caption_tokenizer(args.vqvae_model_name_or_path, subfolder="tokenizer")
@@ -34,9 +35,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     vqvae = vqvae.to(PartialState().device).eval()
 
     records = RecordCounts(args.max_bad_fraction)
-    for split, pairs in load_pairs(**args.pairs).items():
-        crop = (args.resolution, args.center_crop, args.random_flip)
-        dataset = PairDataset(pairs, tokenizer, *crop, args.seed)
+    crop = (args.resolution, args.center_crop, args.random_flip)
+    datasets = {
+        split: PairDataset(pairs, tokenizer, *crop, args.seed) for split, pairs in load_pairs(**args.pairs).items()
+    }
+    check_tokenizer(vqvae, datasets["validation"], args.tokenizer_floors)
+    for split, dataset in datasets.items():
         write_codes(Path(args.output_dir) / split, vqvae, dataset, args.train_batch_size, records)
         logger.info("Encoded %d pairs of the split %s.", len(dataset), split)
     for line in records.warnings():

@@ -45,6 +45,7 @@ from hf_vqdit.evaluation.sampling import HeldOutPairs, answer_tasks, make_tasks,
 from hf_vqdit.evaluation.sweep import DEFAULT_DIRECTIONS, DIRECTIONS, run_sweep
 from hf_vqdit.evaluation.sweep_report import format_sweep, write_sweep
 from hf_vqdit.evaluation.training_pictures import read_training_pictures
+from hf_vqdit.hub import add_evaluation
 from hf_vqdit.training.arguments import CALL_DEFAULTS, DataArguments, parse_arguments
 
 PARTS = ("bounds", "judge", "picture_sets", "copies")  # what can be left out
@@ -89,6 +90,9 @@ class EvaluateArguments(DataArguments):
     leave_out: list[str] = field(
         default_factory=list,
         metadata=_help(f"Parts to leave out, which takes less time: some of {', '.join(PARTS)}."),
+    )
+    update_model_card: bool = field(
+        default=False, metadata=_help("Put the report and the grids into the card of the pipeline, a folder.")
     )
     run_dirs: list[str] = field(
         default_factory=list, metadata=_help("Folders of the training runs whose minutes are added up.")
@@ -146,6 +150,10 @@ class EvaluateArguments(DataArguments):
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(EvaluateArguments, "evaluate", argv)
     training_minutes = read_training_minutes(args.run_dirs)
+    if args.update_model_card and not (Path(args.pipeline) / "README.md").is_file():
+        raise ValueError(
+            f"`update_model_card` needs a folder with a card: `pipeline` {args.pipeline} has no README.md."
+        )
     start = time.perf_counter()
 
     # What is measured, and on what
@@ -256,6 +264,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     figures["notes"] = notes
     write_report(figures, output_dir, with_targets=is_judged)
+    if args.update_model_card:
+        grids = {"Samples": "grid.png", "Samples nearest to training pictures": "nearest.png"}
+        grids = {title: output_dir / name for title, name in grids.items() if (output_dir / name).exists()}
+        add_evaluation(args.pipeline, format_report(figures, with_targets=False), grids)
     print(format_report(figures, with_targets=is_judged))
 
 

@@ -17,6 +17,7 @@ Leaves in `output_dir` a pipeline that `DiffusionPipeline.from_pretrained` loads
 `--help` lists the settings; `--dry_run` prints configuration, number of parameters and FLOPs a step, and ends.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
@@ -52,10 +53,14 @@ from hf_vqdit.training.distillation import (
 )
 from hf_vqdit.training.gaussian import GaussianLoss, gaussian_objective
 from hf_vqdit.training.masked import MaskedLoss, masked_objective
+from hf_vqdit.training.overfitting import OverfittingSignal
 from hf_vqdit.training.previews import preview_pipeline
 from hf_vqdit.training.processes import LOSS_CONFIGS, load_scheduler, measure_priors, scheduler_settings
 from hf_vqdit.training.run import TrainingRun, make_optimizer
 from hf_vqdit.training.times import TimeMixture, TimeTable, draw_times, row_generator, step_generator
+from hf_vqdit.training.tokenizer_check import check_tokenizer
+
+logger = logging.getLogger("hf_vqdit.train_dit")
 
 Loss = MaskedLoss | GaussianLoss
 NUM_PRIOR_SAMPLES = 2000  # pairs in which codes are counted
@@ -75,9 +80,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     vqvae = MultimodalVQVAE.from_pretrained(source, subfolder="vqvae").to(accelerator.device).eval()
     run.pin("tokenizer", weights_digest(vqvae))
     train_set, validation_set, collate_fn = open_data(args, run, vqvae, tokenizer)
+    if args.codes_dir is None and run.checkpoint is None:  # else it was checked before
+        check_tokenizer(vqvae, validation_set, args.tokenizer_floors)
     batches = run.batches(train_set, collate_fn)
-    held_out = run.first_batches(validation_set, collate_fn, args.num_validation_samples)
-    held_out = [encode_batch(vqvae, batch) for batch in held_out]
+    held_out, seen = (
+        [encode_batch(vqvae, batch) for batch in run.first_batches(dataset, collate_fn, args.num_validation_samples)]
+        for dataset in (validation_set, train_set)
+    )
 
     # Model, optimizer, averaged weights, the pipeline around them
     model, schedulers = make_model(args, vqvae, held_out[0])
@@ -94,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     transformer, optimizer = accelerator.prepare(model, optimizer)
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True) if args.use_ema else None
-    run.register("transformer", model, ema, schedule)
+    overfitting = OverfittingSignal()
+    run.register("transformer", model, ema, schedule, overfitting)
     shipped = schedulers
     if distill_config is not None:
         shipped = [student_scheduler(scheduler, distill_config) for scheduler in schedulers]
@@ -152,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run.log(steps_done, averages | rates)
         if run.is_due(args.validation_steps, steps_done):
             if accelerator.is_main_process:
-                figures = validate(run, pipeline, held_out, compute_loss, mixture, steps_done)
+                figures = validate(run, pipeline, held_out, seen, compute_loss, mixture, overfitting, steps_done)
             run.restart_clock(steps_done)
         if run.is_due(args.checkpointing_steps, steps_done):
             run.save_checkpoint(steps_done)
@@ -251,22 +261,33 @@ def make_objective(
 def validate(
     run: TrainingRun,
     pipeline: VQDiTPipeline,
-    batches: Sequence[dict[str, Any]],
+    held_out: Sequence[dict[str, Any]],
+    seen: Sequence[dict[str, Any]],
     compute_loss: Callable[..., Loss],
     mixture: TimeMixture,
+    overfitting: OverfittingSignal,
     step: int,
 ) -> dict[str, float]:
-    """Measures the averaged weights on held-out codes, with the same times and masks each time, and draws samples."""
+    """Measures the averaged weights on held-out and on training codes, and draws samples."""
     args, model = run.arguments, pipeline.transformer
     model.eval()
-    with run.averaged_weights(), torch.no_grad():
+
+    def measure_losses(batches: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """Nats a hidden code, or the error of a noisy one, with the same times, masks and noise each time."""
         times = draw_times(sum(len(batch["row"]) for batch in batches), mixture, step_generator(args.seed, -1))
         objectives = [compute_loss(model, batch, times, step=-1) for batch in batches]
         sums = {name: sum(objective.sums[name] for objective in objectives) for name in objectives[0].sums}
-        figures = {name: (total / count).item() for name, (total, count) in sums.items() if count}
+        return {name: (total / count).item() for name, (total, count) in sums.items() if count}
 
-        is_whole = torch.cat([batch["has_image"] & batch["has_text"] for batch in batches])
-        codes = [torch.cat([batch[name] for batch in batches])[is_whole] for name in ("image_codes", "text_codes")]
+    with run.averaged_weights(), torch.no_grad():
+        figures, on_training = measure_losses(held_out), measure_losses(seen)
+        on_training = {name: value for name, value in on_training.items() if "/" not in name}  # over all times
+        for warning in overfitting.update(step, figures, on_training):
+            logger.warning(warning)
+        figures |= {f"training_{name}": value for name, value in on_training.items()}
+
+        is_whole = torch.cat([batch["has_image"] & batch["has_text"] for batch in held_out])
+        codes = [torch.cat([batch[name] for batch in held_out])[is_whole] for name in ("image_codes", "text_codes")]
         if args.num_bound_samples > 0:
             for name, which in BOUNDS.items() if args.backbone == "dit" else [("bits_x", "x")]:
                 generator = torch.Generator().manual_seed(args.seed)

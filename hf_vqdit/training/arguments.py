@@ -24,6 +24,7 @@ from hf_vqdit.training.distillation import DistillationConfig
 from hf_vqdit.training.losses import TOKENIZER_LOSS_WEIGHTS
 from hf_vqdit.training.processes import LOSS_CONFIGS, PICTURES_ALONE, UNET_KWARGS, check_unet, scheduler_class
 from hf_vqdit.training.times import TimeMixture
+from hf_vqdit.training.tokenizer_check import TOKENIZER_FLOORS
 
 CONFIG_FORMAT_VERSION = 1  # of the YAML files; a change that would misread older files raises it
 SECTIONS = ("common", "inspect", "vqvae", "dit", "codes", "evaluate")
@@ -186,6 +187,26 @@ class HubArguments:
 
 
 @dataclass(kw_only=True)
+class TrainedTokenizerArguments:
+    """The tokenizer whose codes are worked with, and what is asked of it."""
+
+    vqvae_model_name_or_path: str | None = field(
+        default=None, metadata=_help("The tokenizer: a folder or repository with `vqvae` and `tokenizer` inside.")
+    )
+    tokenizer_floors: Keywords = field(
+        default_factory=Keywords,
+        metadata=_help(
+            "The least that is asked of the tokenizer on held-out pairs before work starts, as JSON, laid over "
+            f"{TOKENIZER_FLOORS}; 0 asks for nothing."
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        self.tokenizer_floors.check("tokenizer_floors", TOKENIZER_FLOORS)
+        self.tokenizer_floors = Keywords(TOKENIZER_FLOORS | self.tokenizer_floors)
+
+
+@dataclass(kw_only=True)
 class TrainVQVAEArguments(HubArguments, LoopArguments, OptimizationArguments, DataArguments):
     """Settings of `training_scripts/train_vqvae.py`."""
 
@@ -231,12 +252,9 @@ class TrainVQVAEArguments(HubArguments, LoopArguments, OptimizationArguments, Da
 
 
 @dataclass(kw_only=True)
-class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, DataArguments):
+class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, TrainedTokenizerArguments, DataArguments):
     """Settings of `training_scripts/train_dit.py`."""
 
-    vqvae_model_name_or_path: str | None = field(
-        default=None, metadata=_help("The tokenizer: a folder or repository with `vqvae` and `tokenizer` inside.")
-    )
     pretrained_model_name_or_path: str | None = field(
         default=None, metadata=_help("Fine-tune this pipeline; its tokenizer is used too.")
     )
@@ -307,6 +325,7 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.model_init_kwargs.check("model_init_kwargs", VQDiTModel)
         if "process" in self.model_init_kwargs:
             raise ValueError("`model_init_kwargs` must not hold `process`, which is a flag of its own.")
@@ -368,16 +387,18 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Data
 
 
 @dataclass(kw_only=True)
-class EncodeCodesArguments(DataArguments):
+class EncodeCodesArguments(TrainedTokenizerArguments, DataArguments):
     """Settings of `training_scripts/encode_codes.py`."""
 
-    vqvae_model_name_or_path: str = field(
-        metadata=_help("The tokenizer: a folder or repository with `vqvae` and `tokenizer` inside.")
-    )
     output_dir: str = field(metadata=_help("Where the codes go."))
     train_batch_size: int = field(default=256, metadata=_help("Pairs encoded at a time."))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vqvae_model_name_or_path is None:
+            raise ValueError(
+                "Which tokenizer? Give `vqvae_model_name_or_path`, what train_vqvae.py left in its `output_dir`."
+            )
         if self.streaming:
             raise ValueError(
                 "`streaming` is for pairs that are encoded on the fly: codes are written once, of a data set that has "

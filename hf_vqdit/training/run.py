@@ -23,12 +23,12 @@ from diffusers.training_utils import EMAModel
 from huggingface_hub import create_repo
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
 from hf_vqdit.data import PairStream, RecordCounts, ResumableBatchSampler, RowKey, StreamBatches
 from hf_vqdit.evaluation.report import SUMMARY_FILE
 from hf_vqdit.training.arguments import OptimizationArguments, write_config
 from hf_vqdit.training.checkpoints import find_checkpoint, publish, read_data_state, read_state, write_data_state
+from hf_vqdit.training.cost import describe_cost
 
 logger = logging.getLogger(__name__)
 
@@ -395,19 +395,13 @@ class TrainingRun:
     # Dry run
 
     def print_dry_run(self, compute_loss: Callable[[], torch.Tensor]) -> None:
-        """Prints the settings, the number of parameters, and the FLOPs of one optimizer step, forward and backward.
+        """Prints the settings and what a run costs, see [`~.cost.describe_cost`].
 
         Args:
             compute_loss (`Callable`): The loss of one micro-batch.
         """
-        counter = FlopCounterMode(display=False)
-        with counter:
-            compute_loss().backward()
-        micro_batches = self.global_batch_size // self.arguments.train_batch_size
-        total, trained = self.model.num_parameters(), self.model.num_parameters(only_trainable=True)
         print(json.dumps(self.settings, indent=2))
-        print(f"parameters: {total:,}, of which the optimizer trains {trained:,}")
-        print(f"FLOPs a step: {micro_batches * counter.get_total_flops():.4g} ({self.global_batch_size} pairs)")
+        print(describe_cost(self.model, compute_loss, self.arguments, self.global_batch_size))
 
 
 def choose_precision(device: torch.device) -> str:

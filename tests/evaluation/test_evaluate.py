@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from vision_models import save_clip, save_vision_model
 
 from hf_vqdit import MultimodalVQVAE, save_pipeline
 from hf_vqdit.data import load_caption_tokenizer, shapes_dataset, train_caption_tokenizer
+from hf_vqdit.hub import write_model_card
 
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "evaluate.py"
 FEW = ("--num_samples=9", "--num_inference_steps=2", "--num_sampling_seeds=2", "--num_bound_pairs=8")
@@ -119,6 +121,18 @@ def test_parts_that_take_long_can_be_left_out(saved_pipeline, tmp_path):
     assert not (tmp_path / "one" / "nearest.png").exists()
     with pytest.raises(ValueError, match="leave_out"):
         evaluate(*where, f"--output_dir={tmp_path / 'two'}", "--leave_out", "everything")
+
+
+def test_the_figures_go_into_the_card_of_the_pipeline(saved_pipeline, tmp_path):
+    data = (*save_own_pairs(tmp_path), *FEW, f"--output_dir={tmp_path / 'output'}", "--leave_out", "bounds", "copies")
+    with pytest.raises(ValueError, match="`update_model_card` needs a folder with a card"):
+        evaluate(f"--pipeline={saved_pipeline}", *data, "--update_model_card", "true")
+    pipeline = shutil.copytree(saved_pipeline, tmp_path / "pipeline")
+    write_model_card(pipeline)
+    evaluate(f"--pipeline={pipeline}", *data, "--update_model_card", "true")
+    card = (pipeline / "README.md").read_text()
+    assert "## Evaluation" in card and "`image_to_text_chrf`" in card and "![Samples](grid.png)" in card
+    assert (pipeline / "grid.png").exists() and "nearest.png" not in card
 
 
 @pytest.mark.parametrize("wrong", ["--num_samples=0", "--num_sampling_seeds=0", "--num_joint_samples=1"])

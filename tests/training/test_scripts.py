@@ -173,6 +173,23 @@ def test_a_dry_run_prints_parameters_and_flops_and_writes_nothing(runs, tmp_path
         assert not (tmp_path / script).exists()
 
 
+def test_a_dry_run_tells_the_memory_that_a_batch_takes(runs, tmp_path, capsys):
+    memory = []
+    for batch_size in (2, 4):
+        flags = [*flags_of("train_dit", runs), "--train_batch_size", str(batch_size), "--dry_run"]
+        run_in_process("train_dit", tmp_path / "run", *flags)
+        printed = capsys.readouterr().out
+        names = (
+            "for weights, their averages, gradients and AdamW",
+            f"that {batch_size} pairs keep for the backward pass",
+        )
+        memory.append([float(printed.split(f"GB {name}: ")[1].split()[0]) for name in names])
+    (state, few), (same_state, many) = memory
+    parameters = VQDiTModel.from_pretrained(runs["train_dit"], subfolder="transformer").num_parameters()
+    assert state == same_state == pytest.approx(5 * 4 * parameters / 1e9, rel=1e-3)
+    assert 1.8 * few < many < 2.2 * few
+
+
 def test_a_loss_that_is_nan_stops_the_run_before_a_checkpoint(tmp_path):
     flags = ["--learning_rate", "1e30", "--lr_warmup_steps", "0", "--checkpointing_steps", "1"]
     with pytest.raises(FloatingPointError, match="not finite at step 2.*image_l1.*learning_rate"):

@@ -22,7 +22,7 @@ from hf_vqdit.pipelines.pipeline_vqdit import VQDiTPipeline
 from hf_vqdit.training.codebook import CodebookTrainer
 from hf_vqdit.training.distillation import DistillationConfig
 from hf_vqdit.training.losses import TOKENIZER_LOSS_WEIGHTS
-from hf_vqdit.training.processes import LOSS_CONFIGS, PICTURES_ALONE, UNET_KWARGS, check_unet, scheduler_class
+from hf_vqdit.training.processes import LOSS_CONFIGS, PICTURES_ALONE, UNET_KWARGS, check_process, scheduler_class
 from hf_vqdit.training.times import TimeMixture
 from hf_vqdit.training.tokenizer_check import TOKENIZER_FLOORS
 
@@ -327,10 +327,8 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Trai
     def __post_init__(self) -> None:
         super().__post_init__()
         self.model_init_kwargs.check("model_init_kwargs", VQDiTModel)
-        if "process" in self.model_init_kwargs:
-            raise ValueError("`model_init_kwargs` must not hold `process`, which is a flag of its own.")
-        if self.backbone == "unet" or "unet_kwargs" in self.model_init_kwargs:
-            check_unet(self.backbone, self.process, self.loss_config)
+        check_process(self.process, self.backbone, self.model_init_kwargs, self.loss_config, self.distill_from)
+        if self.backbone == "unet":
             self.model_init_kwargs["unet_kwargs"] = UNET_KWARGS | self.model_init_kwargs.get("unet_kwargs", {})
             self.time_mixture = Keywords(PICTURES_ALONE)
         if self.scheduler_class is not None:
@@ -371,10 +369,6 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Trai
         return scheduler_class(self.process, self.noise_scheduler, self.model_init_kwargs.get("prediction_type"))
 
     def _check_distillation(self) -> None:
-        if self.process != "masked":
-            raise ValueError(
-                f'`distill_from` is for the masked process: `process` must be "masked", got {self.process!r}.'
-            )
         for name in ("pretrained_model_name_or_path", "vqvae_model_name_or_path", "model_init_kwargs"):
             if getattr(self, name):
                 raise ValueError(

@@ -93,23 +93,39 @@ def load_scheduler(
     return scheduler_class.from_pretrained(source, subfolder=name, **settings)
 
 
-def check_unet(backbone: str, process: str, loss_config: Mapping[str, Any]) -> None:
+def check_process(
+    process: str,
+    backbone: str,
+    model_init_kwargs: Mapping[str, Any],
+    loss_config: Mapping[str, Any],
+    distill_from: str | None,
+) -> None:
     """
-    Refuse what does not go with a U-Net over pictures alone.
+    Refuse what does not go with a process, or with a U-Net over pictures alone.
 
     Args:
-        backbone (`str`):
-            The one that the settings name.
         process (`str`):
-            The process.
+            `"masked"` or `"gaussian"`.
+        backbone (`str`):
+            `"dit"` or `"unet"`.
+        model_init_kwargs (`Mapping[str, Any]`):
+            Arguments of the model.
         loss_config (`Mapping[str, Any]`):
             Arguments of the loss.
+        distill_from (`str`, *optional*):
+            The teacher.
 
     Raises:
-        `ValueError`: one of them does not go with it.
+        `ValueError`: one of them does not go with the others.
     """
+    if "process" in model_init_kwargs:
+        raise ValueError("`model_init_kwargs` must not hold `process`, which is a flag of its own.")
+    if distill_from is not None and process != "masked":
+        raise ValueError(f'`distill_from` is for the masked process: `process` must be "masked", got {process!r}.')
     if backbone != "unet":
-        raise ValueError(f'`unet_kwargs` of `model_init_kwargs` needs `backbone` "unet", got {backbone!r}.')
+        if "unet_kwargs" in model_init_kwargs:
+            raise ValueError(f'`unet_kwargs` of `model_init_kwargs` needs `backbone` "unet", got {backbone!r}.')
+        return
     if process != "gaussian":
         raise ValueError(f'`backbone` "unet" needs `process` "gaussian", got {process!r}.')
     if loss_config.get("region_fraction"):

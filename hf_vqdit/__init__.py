@@ -12,6 +12,7 @@ from .models.autoencoder_vqvae import MultimodalVQVAE
 from .models.transformer_vqdit import VQDiTModel
 from .pipelines.pipeline_vqdit import VQDiTPipeline, VQDiTPipelineOutput
 from .registration import register
+from .schedulers.noise_control import betas_from_noise_control
 from .schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "VQDiTModel",
     "VQDiTPipeline",
     "VQDiTPipelineOutput",
+    "betas_from_noise_control",
     "hub",
     "save_pipeline",
 ]

@@ -17,7 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
-from diffusers import AutoModel, DiffusionPipeline
+from diffusers import AutoModel, DiffusionPipeline, DPMSolverMultistepScheduler
+from gaussian_inputs import make_gaussian_pipeline
 from huggingface_hub import ModelCard
 
 import hf_vqdit
@@ -122,6 +123,19 @@ def test_the_folder_loads_in_a_clean_process_with_the_package(saved_pipeline, ex
 def test_the_folder_loads_without_the_package_and_draws_the_same(bare_python, saved_pipeline, expected, tmp_path):
     run_python(bare_python, GENERATE + WITHOUT_PACKAGE + SAVE_RESULT, saved_pipeline, "out.npz", cwd=tmp_path)
     assert_equal_result(tmp_path / "out.npz", expected)
+
+
+@pytest.mark.slow
+def test_a_gaussian_pipeline_loads_in_both_ways_with_schedulers_of_diffusers(bare_python, tiny_pipeline, tmp_path):
+    pipeline = make_gaussian_pipeline(tiny_pipeline, DPMSolverMultistepScheduler(), prediction_type="epsilon")
+    hf_vqdit.save_pipeline(pipeline, tmp_path / "saved")
+    drawn = generate(pipeline)
+    for python, load in ((PYTHON, WITH_PACKAGE), (bare_python, WITHOUT_PACKAGE)):
+        run_python(python, GENERATE + load + SAVE_RESULT, tmp_path / "saved", "out.npz", cwd=tmp_path)
+        assert_equal_result(tmp_path / "out.npz", drawn)
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert index["scheduler"] == index["text_scheduler"] == ["diffusers", "DPMSolverMultistepScheduler"]
+    assert not (tmp_path / "saved" / "scheduler" / "scheduling_masked_diffusion.py").exists()
 
 
 def test_a_model_loads_alone_by_the_code_beside_it(saved_pipeline, tmp_path, monkeypatch):

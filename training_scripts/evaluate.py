@@ -26,13 +26,13 @@ from hf_vqdit import MultimodalVQVAE, VQDiTPipeline
 from hf_vqdit.data import load_caption_tokenizer, load_pairs
 from hf_vqdit.data.shapes import OneObject
 from hf_vqdit.evaluation.answers import draw_samples, score_captions, score_pairs
-from hf_vqdit.evaluation.bounds import measure_bounds
 from hf_vqdit.evaluation.clip import ClipScorer
 from hf_vqdit.evaluation.comparison import compare_answers, note_limits
 from hf_vqdit.evaluation.emoji_names import score_names
 from hf_vqdit.evaluation.features import load_feature_network
 from hf_vqdit.evaluation.judge import ShapesJudge, judge_accuracy, judge_answers, train_judge
 from hf_vqdit.evaluation.metrics import reconstruct, share_equal, tokenizer_figures
+from hf_vqdit.evaluation.pipeline_bounds import measure_bounds
 from hf_vqdit.evaluation.report import (
     describe_machine,
     format_report,
@@ -42,82 +42,79 @@ from hf_vqdit.evaluation.report import (
     write_report,
 )
 from hf_vqdit.evaluation.sampling import HeldOutPairs, answer_tasks, make_tasks, read_held_out
-from hf_vqdit.evaluation.sweep import DIRECTIONS, run_sweep
+from hf_vqdit.evaluation.sweep import DEFAULT_DIRECTIONS, DIRECTIONS, run_sweep
 from hf_vqdit.evaluation.sweep_report import format_sweep, write_sweep
 from hf_vqdit.evaluation.training_pictures import read_training_pictures
 from hf_vqdit.hub import add_evaluation
-from hf_vqdit.training.arguments import CALL_DEFAULTS, DataArguments, parse_arguments
+from hf_vqdit.training.argument_groups import DataArguments, about
+from hf_vqdit.training.arguments import CALL_DEFAULTS, parse_arguments
 
 PARTS = ("bounds", "judge", "picture_sets", "copies")  # what can be left out
-
-
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
 
 
 @dataclass(kw_only=True)
 class EvaluateArguments(DataArguments):
     """Settings of `training_scripts/evaluate.py`."""
 
-    pipeline: str = field(metadata=_help("The trained pipeline: a folder or a repository."))
-    output_dir: str = field(metadata=_help("Where the report and the grid, or the sweep, go."))
+    pipeline: str = field(metadata=about("The trained pipeline: a folder or a repository."))
+    output_dir: str = field(metadata=about("Where the report and the grid, or the sweep, go."))
     sweep: bool = field(
-        default=False, metadata=_help("Compare settings of the sampling, in place of the report: takes longer.")
+        default=False, metadata=about("Compare settings of the sampling, in place of the report: takes longer.")
     )
     sweep_directions: list[str] = field(
-        default_factory=lambda: [*DIRECTIONS],
-        metadata=_help(f"What a sweep compares: some of {', '.join(DIRECTIONS)}."),
+        default_factory=lambda: [*DEFAULT_DIRECTIONS],
+        metadata=about(f"What a sweep compares: some of {', '.join(DIRECTIONS)}."),
     )
-    sweep_samples: int = field(default=100, metadata=_help("Samples of a sweep's setting, for each sampling seed."))
+    sweep_samples: int = field(default=100, metadata=about("Samples of a sweep's setting, for each sampling seed."))
     compare_text_vqvae: str | None = field(
         default=None,
-        metadata=_help("A second text codec to measure, of another r: a folder with `vqvae` and `tokenizer` inside."),
+        metadata=about("A second text codec to measure, of another r: a folder with `vqvae` and `tokenizer` inside."),
     )
     feature_model_name_or_path: str | None = field(
         default=None,
-        metadata=_help(
+        metadata=about(
             "Network on whose features sets of pictures are compared: a vision model of transformers (a folder or a "
             'name on the Hub), or "inception"; by default a small one is trained on the training pictures.'
         ),
     )
     clip_model_name_or_path: str | None = field(
         default=None,
-        metadata=_help("A CLIP for CLIPScores, a folder or a name on the Hub; by default there are none."),
+        metadata=about("A CLIP for CLIPScores, a folder or a name on the Hub; by default there are none."),
     )
     max_training_pictures: int = field(
-        default=50_000, metadata=_help("Training pictures to compare with, at most; drawn by the seed.")
+        default=50_000, metadata=about("Training pictures to compare with, at most; drawn by the seed.")
     )
     leave_out: list[str] = field(
         default_factory=list,
-        metadata=_help(f"Parts to leave out, which takes less time: some of {', '.join(PARTS)}."),
+        metadata=about(f"Parts to leave out, which takes less time: some of {', '.join(PARTS)}."),
     )
     update_model_card: bool = field(
-        default=False, metadata=_help("Put the report and the grids into the card of the pipeline, a folder.")
+        default=False, metadata=about("Put the report and the grids into the card of the pipeline, a folder.")
     )
     run_dirs: list[str] = field(
-        default_factory=list, metadata=_help("Folders of the training runs whose minutes are added up.")
+        default_factory=list, metadata=about("Folders of the training runs whose minutes are added up.")
     )
-    num_validation_pairs: int = field(default=1000, metadata=_help("Held-out pairs for the tokenizer's figures."))
-    num_samples: int = field(default=100, metadata=_help("Samples of each direction, for each sampling seed."))
-    num_joint_samples: int = field(default=1000, metadata=_help("Joint samples, over all sampling seeds together."))
-    num_sampling_seeds: int = field(default=3, metadata=_help("Sampling seeds; the report gives mean and spread."))
-    num_inference_steps: int = field(default=CALL_DEFAULTS["num_inference_steps"], metadata=_help("Sampling steps."))
+    num_validation_pairs: int = field(default=1000, metadata=about("Held-out pairs for the tokenizer's figures."))
+    num_samples: int = field(default=100, metadata=about("Samples of each direction, for each sampling seed."))
+    num_joint_samples: int = field(default=1000, metadata=about("Joint samples, over all sampling seeds together."))
+    num_sampling_seeds: int = field(default=3, metadata=about("Sampling seeds; the report gives mean and spread."))
+    num_inference_steps: int = field(default=CALL_DEFAULTS["num_inference_steps"], metadata=about("Sampling steps."))
     num_text_inference_steps: int | None = field(
-        default=None, metadata=_help("Sampling steps of captions; by default as many.")
+        default=None, metadata=about("Sampling steps of captions; by default as many.")
     )
     joint_order: str = field(
         default=CALL_DEFAULTS["joint_order"],
-        metadata=_help('Joint samples: "text_first", "image_first" or "together".'),
+        metadata=about('Joint samples: "text_first", "image_first" or "together".'),
     )
     guidance_scale: float = field(
-        default=CALL_DEFAULTS["guidance_scale"], metadata=_help("Guidance of pictures by captions.")
+        default=CALL_DEFAULTS["guidance_scale"], metadata=about("Guidance of pictures by captions.")
     )
     text_guidance_scale: float = field(
-        default=CALL_DEFAULTS["text_guidance_scale"], metadata=_help("Guidance of captions by pictures.")
+        default=CALL_DEFAULTS["text_guidance_scale"], metadata=about("Guidance of captions by pictures.")
     )
-    num_bound_pairs: int = field(default=200, metadata=_help("Held-out pairs for the bounds."))
-    num_bound_samples: int = field(default=4, metadata=_help("Draws a pair for the bounds."))
-    eval_batch_size: int = field(default=125, metadata=_help("Samples a call."))
+    num_bound_pairs: int = field(default=200, metadata=about("Held-out pairs for the bounds."))
+    num_bound_samples: int = field(default=4, metadata=about("Draws a pair for the bounds."))
+    eval_batch_size: int = field(default=125, metadata=about("Samples a call."))
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.leave_out if name not in PARTS]
@@ -171,6 +168,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.sweep:
         compare_settings(args, pipeline, held_out)
         return
+    if pipeline.transformer.config.unet_kwargs is not None:
+        raise ValueError(
+            f"The report asks for every direction, but the network of {args.pipeline} is a U-Net, which draws "
+            "pictures alone: measure those by `--sweep --sweep_directions image`, of a transformer likewise."
+        )
     tasks = make_tasks(held_out.first(args.num_samples), pipeline.tokenizer, args.seed)
     num_joint = split_evenly(args.num_joint_samples, args.num_sampling_seeds)
 

@@ -34,26 +34,23 @@ from hf_vqdit.data import (
     train_caption_tokenizer,
 )
 from hf_vqdit.evaluation.grids import GridItem, draw_section
-from hf_vqdit.training.arguments import DataArguments, parse_arguments
+from hf_vqdit.training.argument_groups import DataArguments, about
+from hf_vqdit.training.arguments import parse_arguments
 from hf_vqdit.training.previews import read_captions, to_pictures
-
-
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
 
 
 @dataclass(kw_only=True)
 class InspectArguments(DataArguments):
     """Settings of `training_scripts/inspect_pairs.py`."""
 
-    output_dir: str = field(metadata=_help("Where the report and the picture grid go."))
-    max_inspected: int = field(default=10_000, metadata=_help("Records read of each split, at most; 0 for all."))
-    num_shown: int = field(default=24, metadata=_help("Pairs in the picture grid, the first that training reads."))
+    output_dir: str = field(metadata=about("Where the report and the picture grid go."))
+    max_inspected: int = field(default=10_000, metadata=about("Records read of each split, at most; 0 for all."))
+    num_shown: int = field(default=24, metadata=about("Pairs in the picture grid, the first that training reads."))
     tokenizer_name_or_path: str | None = field(
-        default=None, metadata=_help("Caption tokenizer; by default one is trained as train_vqvae.py does.")
+        default=None, metadata=about("Caption tokenizer; by default one is trained as train_vqvae.py does.")
     )
-    vocab_size: int = field(default=512, metadata=_help("Most tokens of a caption tokenizer trained here."))
-    model_max_length: int = field(default=16, metadata=_help("Tokens a caption, the end token included."))
+    vocab_size: int = field(default=512, metadata=about("Most tokens of a caption tokenizer trained here."))
+    model_max_length: int = field(default=16, metadata=about("Tokens a caption, the end token included."))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,6 +5,9 @@
     accelerate launch training_scripts/train_dit.py --train_data_dir pictures --resolution 64 \
         --vqvae_model_name_or_path runs/mine/vqvae --output_dir runs/mine/pipeline
 
+What is diffused are the codes (`--process masked`), or with `--process gaussian` their vectors, under the noise of a
+scheduler of diffusers.
+
 Or distils a trained pipeline into a student that takes a few passes, without guidance, where it took many with it:
 
     accelerate launch training_scripts/train_dit.py --train_data_dir pictures --resolution 64 \
@@ -22,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import SchedulerMixin
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hf_vqdit import MaskedDiffusionScheduler, MultimodalVQVAE, VQDiTModel, VQDiTPipeline
+from hf_vqdit import MultimodalVQVAE, VQDiTModel, VQDiTPipeline
 from hf_vqdit.data import (
     PairDataset,
     PairStream,
@@ -37,7 +41,7 @@ from hf_vqdit.data import (
     load_pairs,
     open_pairs,
 )
-from hf_vqdit.evaluation.bounds import bound_bits
+from hf_vqdit.evaluation.pipeline_bounds import pipeline_bound_bits
 from hf_vqdit.hub import push_to_hub, save_pipeline, write_model_card
 from hf_vqdit.training.arguments import TrainDiTArguments, parse_arguments
 from hf_vqdit.training.codes import encode_batch, open_codes, weights_digest
@@ -47,14 +51,19 @@ from hf_vqdit.training.distillation import (
     distillation_objective,
     student_scheduler,
 )
-from hf_vqdit.training.masked import MaskedLoss, MaskedLossConfig, masked_objective
+from hf_vqdit.training.gaussian import GaussianLoss, gaussian_objective
+from hf_vqdit.training.masked import MaskedLoss, masked_objective
 from hf_vqdit.training.overfitting import OverfittingSignal
 from hf_vqdit.training.previews import preview_pipeline
+from hf_vqdit.training.processes import LOSS_CONFIGS, load_scheduler, measure_priors, scheduler_settings
 from hf_vqdit.training.run import TrainingRun, make_optimizer
 from hf_vqdit.training.times import TimeMixture, TimeTable, draw_times, row_generator, step_generator
 from hf_vqdit.training.tokenizer_check import check_tokenizer
 
 logger = logging.getLogger("hf_vqdit.train_dit")
+
+Loss = MaskedLoss | GaussianLoss
+NUM_PRIOR_SAMPLES = 2000  # pairs in which codes are counted
 
 # What is logged of a validation -> the direction whose bound on -log2 p it is, in bits a pair.
 BOUNDS = {"bits_x": "x", "bits_y": "y", "bits_x_given_y": "x|y", "bits_y_given_x": "y|x", "bits_x_and_y": "x,y"}
@@ -81,8 +90,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Model, optimizer, averaged weights, the pipeline around them
     model, schedulers = make_model(args, vqvae, held_out[0])
+    if args.process == "gaussian":
+        measure_priors(vqvae, model, run.first_batches(train_set, collate_fn, NUM_PRIOR_SAMPLES))
     distill_config = DistillationConfig(**args.distill_config) if args.distill_from is not None else None
-    objective = make_objective(run, model, distill_config)
+    objective = make_objective(run, model, vqvae, distill_config)
     optimizer = make_optimizer(model, args)
     schedule = get_scheduler(
         args.lr_scheduler,
@@ -98,11 +109,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if distill_config is not None:
         shipped = [student_scheduler(scheduler, distill_config) for scheduler in schedulers]
     pipeline = VQDiTPipeline(vqvae, model, tokenizer, *shipped)
+    pipeline.check_schedulers()
     pipeline.set_progress_bar_config(disable=True)
-    mixture, loss_config = TimeMixture(**args.time_mixture), MaskedLossConfig(**args.loss_config)
+    mixture, loss_config = TimeMixture(**args.time_mixture), LOSS_CONFIGS[args.process](**args.loss_config)
 
-    def compute_loss(model: torch.nn.Module, batch: dict[str, Any], times: TimeTable, step: int) -> MaskedLoss:
-        """Hides codes of a micro-batch and predicts them; each row draws from a generator of its own."""
+    def compute_loss(model: torch.nn.Module, batch: dict[str, Any], times: TimeTable, step: int) -> Loss:
+        """Hides or noises codes of a micro-batch and predicts; each row draws from a generator of its own."""
         generators = [row_generator(args.seed, step, row) for row in batch["row"].tolist()]
         return objective(
             model,
@@ -137,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 optimizer.step()
                 optimizer.zero_grad()
             run.gather({"loss": losses.loss[None]})
-            run.gather_sums(losses.nats)
+            run.gather_sums(losses.sums)
         averages = run.averages(step + 1)  # ends the run here if one is NaN
 
         schedule.step()
@@ -195,7 +207,7 @@ def open_data(
 
 def make_model(
     args: TrainDiTArguments, vqvae: MultimodalVQVAE, example: dict[str, Any]
-) -> tuple[VQDiTModel, tuple[MaskedDiffusionScheduler, MaskedDiffusionScheduler]]:
+) -> tuple[VQDiTModel, tuple[SchedulerMixin, SchedulerMixin]]:
     """The transformer to fine-tune or distil, or a new one in the sizes of the codes; schedulers of image and text."""
     height, width = example["image_codes"].shape[1:]
     text_length, text_num_groups = example["text_codes"].shape[1:]
@@ -206,34 +218,41 @@ def make_model(
         "text_length": text_length,
         "text_num_groups": text_num_groups,
     }
+    if args.process == "gaussian":
+        sizes |= {"image_code_dim": vqvae.config.code_dim, "text_code_dim": vqvae.config.text_code_dim}
     source = args.pretrained_model_name_or_path or args.distill_from
+    settings = {"scheduler": args.scheduler_kwargs, "text_scheduler": args.text_scheduler_kwargs}
     if source is not None:
         model = VQDiTModel.from_pretrained(source, subfolder="transformer")
-        folders = {"scheduler": args.scheduler_kwargs, "text_scheduler": args.text_scheduler_kwargs}
-        schedulers = [
-            MaskedDiffusionScheduler.from_pretrained(source, subfolder=folder, **settings)
-            for folder, settings in folders.items()
-        ]
+        saved = (model.config.process, "dit" if model.config.unet_kwargs is None else "unet")
+        if (args.process, args.backbone) != saved:
+            raise ValueError(
+                f"`process` and `backbone` are {args.process!r} and {args.backbone!r}, but those of {source} are "
+                f"{saved[0]!r} and {saved[1]!r}: pass `--process {saved[0]} --backbone {saved[1]}`."
+            )
+        schedulers = [load_scheduler(source, name, args.scheduler_class, own) for name, own in settings.items()]
         if args.distill_from is not None:
             check_teacher(model, sizes)
     else:
-        model = VQDiTModel(**args.model_init_kwargs | sizes)
-        schedulers = [
-            MaskedDiffusionScheduler(**settings) for settings in (args.scheduler_kwargs, args.text_scheduler_kwargs)
-        ]
+        model = VQDiTModel(**args.model_init_kwargs | sizes, process=args.process)
+        fitting = scheduler_settings(model, args.scheduler_class) if args.process == "gaussian" else {}
+        with torch.device("cpu"):  # where the tables of schedulers are, whatever the device of the model
+            schedulers = [args.scheduler_class(**fitting | own) for own in settings.values()]
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model, tuple(schedulers)
 
 
 def make_objective(
-    run: TrainingRun, model: VQDiTModel, distill_config: DistillationConfig | None
-) -> Callable[..., MaskedLoss]:
+    run: TrainingRun, model: VQDiTModel, vqvae: MultimodalVQVAE, distill_config: DistillationConfig | None
+) -> Callable[..., Loss]:
     """The objective on the data, or that of a student whose teacher is the model as it is now, before any step."""
+    run.pin("teacher", None if distill_config is None else weights_digest(model))
+    if model.config.process == "gaussian":
+        vectors = {f"{name}_vectors": model.code_vectors(name, vqvae).detach() for name in ("image", "text")}
+        return partial(gaussian_objective, **vectors)
     if distill_config is None:
-        run.pin("teacher", None)
         return masked_objective
-    run.pin("teacher", weights_digest(model))
     teacher = deepcopy(model).eval().requires_grad_(False)
     teacher = run.accelerator.prepare_model(teacher, evaluation_mode=True)  # the precision of the run
     return partial(distillation_objective, teacher=teacher, distill_config=distill_config)
@@ -244,7 +263,7 @@ def validate(
     pipeline: VQDiTPipeline,
     held_out: Sequence[dict[str, Any]],
     seen: Sequence[dict[str, Any]],
-    compute_loss: Callable[..., MaskedLoss],
+    compute_loss: Callable[..., Loss],
     mixture: TimeMixture,
     overfitting: OverfittingSignal,
     step: int,
@@ -254,15 +273,15 @@ def validate(
     model.eval()
 
     def measure_losses(batches: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """Nats a hidden code, with the same times and masks each time."""
+        """Nats a hidden code, or the error of a noisy one, with the same times, masks and noise each time."""
         times = draw_times(sum(len(batch["row"]) for batch in batches), mixture, step_generator(args.seed, -1))
         objectives = [compute_loss(model, batch, times, step=-1) for batch in batches]
-        sums = {name: sum(objective.nats[name] for objective in objectives) for name in objectives[0].nats}
+        sums = {name: sum(objective.sums[name] for objective in objectives) for name in objectives[0].sums}
         return {name: (total / count).item() for name, (total, count) in sums.items() if count}
 
     with run.averaged_weights(), torch.no_grad():
         figures, on_training = measure_losses(held_out), measure_losses(seen)
-        on_training = {name: on_training[name] for name in ("image_nats", "text_nats") if name in on_training}
+        on_training = {name: value for name, value in on_training.items() if "/" not in name}  # over all times
         for warning in overfitting.update(step, figures, on_training):
             logger.warning(warning)
         figures |= {f"training_{name}": value for name, value in on_training.items()}
@@ -270,9 +289,9 @@ def validate(
         is_whole = torch.cat([batch["has_image"] & batch["has_text"] for batch in held_out])
         codes = [torch.cat([batch[name] for batch in held_out])[is_whole] for name in ("image_codes", "text_codes")]
         if args.num_bound_samples > 0:
-            for name, which in BOUNDS.items():
+            for name, which in BOUNDS.items() if args.backbone == "dit" else [("bits_x", "x")]:
                 generator = torch.Generator().manual_seed(args.seed)
-                figures[name] = bound_bits(model, *codes, which, args.num_bound_samples, generator)
+                figures[name] = pipeline_bound_bits(pipeline, *codes, which, args.num_bound_samples, generator)
         page = preview_pipeline(
             pipeline,
             *codes,

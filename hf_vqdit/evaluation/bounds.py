@@ -11,15 +11,9 @@ time has to be cut off near 0, and the variance is finite. With the exact poster
 """
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline
-from tqdm.auto import tqdm
-
-from .report import summarize_bounds
-from .sampling import HeldOutPairs
 
 # What is bounded -> (image, text): predicted, given, or absent (unknown throughout).
 DIRECTIONS = {
@@ -29,37 +23,6 @@ DIRECTIONS = {
     "y|x": ("given", "predicted"),
     "x,y": ("predicted", "predicted"),
 }
-
-
-@torch.no_grad()
-def measure_bounds(
-    pipeline: DiffusionPipeline, held_out: HeldOutPairs, num_samples: int, seed: int = 0, batch_size: int = 125
-) -> dict[str, Any]:
-    """The bounds on held-out pairs, in every direction.
-
-    Args:
-        pipeline (`VQDiTPipeline`): The pipeline.
-        held_out ([`HeldOutPairs`]): The pairs.
-        num_samples (`int`): Draws for each pair.
-        seed (`int`, defaults to 0): Seed of the draws.
-        batch_size (`int`, defaults to 125): Pairs encoded at a time.
-
-    Returns:
-        `dict`: As of [`summarize_bounds`].
-    """
-    vqvae = pipeline.vqvae
-    encoded = [
-        vqvae.encode(image=batch["pixel_values"], text=batch["input_ids"])
-        for batch in held_out.batches(batch_size, vqvae.device)
-    ]
-    image_codes = torch.cat([output.image_codes for output in encoded])  # (N, h, w)
-    text_codes = torch.cat([output.text_codes for output in encoded])  # (N, S/r, G)
-    generator = torch.Generator().manual_seed(seed)
-    bits = {
-        which: bound_bits(pipeline.transformer, image_codes, text_codes, which, num_samples, generator)
-        for which in tqdm(DIRECTIONS, desc="Bounds")
-    }
-    return summarize_bounds(bits, image_codes[0].numel(), text_codes[0].numel())
 
 
 def bound_bits(
@@ -199,14 +162,25 @@ def _predicted_codes(
     return (num_image, model.image_mask_id), (num_text, model.text_mask_id)
 
 
+def share_out(
+    sample: int, num_samples: int, num_values: int, num_pairs: int, generator: torch.Generator
+) -> torch.LongTensor:
+    """
+    One of `num_values` numbers from 0 for each pair, `(N,)`, on the generator's device: that of draw `sample` lies in
+    that one of `num_samples` equal parts of them, which the pairs share out among themselves.
+    """
+    device = generator.device
+    share = torch.randperm(num_pairs, generator=generator, device=device)
+    share = (share + torch.rand(num_pairs, generator=generator, device=device)) / num_pairs
+    return ((sample + share) / num_samples * num_values).long().clamp(max=num_values - 1)
+
+
 def _draw_hidden(
     sample: int, num_samples: int, num_pairs: int, num_codes: int, generator: torch.Generator
 ) -> torch.BoolTensor:
     """Hide k random codes in each row, k from part `sample` of 1..L, shared out among the pairs; `(N, L)`."""
     device = generator.device
-    share = torch.randperm(num_pairs, generator=generator, device=device)
-    share = (share + torch.rand(num_pairs, generator=generator, device=device)) / num_pairs
-    counts = 1 + ((sample + share) / num_samples * num_codes).long().clamp(max=num_codes - 1)  # (N,)
+    counts = 1 + share_out(sample, num_samples, num_codes, num_pairs, generator)
     ranks = torch.rand(num_pairs, num_codes, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
     return ranks < counts[:, None]
 

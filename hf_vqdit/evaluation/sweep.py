@@ -24,7 +24,13 @@ from .metrics import caption_chrf, caption_exact, read_captions, share_equal
 from .picture_sets import diversity, frechet_distance
 from .sampling import HeldOutPairs, Samples, sample
 
-DIRECTIONS = {"text_to_image": ("image",), "image_to_text": ("text",), "joint": ("image", "text")}  # what is generated
+DIRECTIONS = {  # what is generated
+    "text_to_image": ("image",),
+    "image_to_text": ("text",),
+    "joint": ("image", "text"),
+    "image": ("image",),  # of nothing, which a U-Net can do too
+}
+DEFAULT_DIRECTIONS = ("text_to_image", "image_to_text", "joint")
 
 # What is tried
 NUM_STEPS = (2, 4, 8, 12, 16, 24, 32)
@@ -49,7 +55,7 @@ class Setting:
     """One way to sample.
 
     Args:
-        direction (`str`): `"text_to_image"`, `"image_to_text"` or `"joint"`.
+        direction (`str`): `"text_to_image"`, `"image_to_text"`, `"joint"` or `"image"`, pictures alone.
         varied (`str`): What differs from the base: `"steps"`, `"guidance"`, ...; `"base"` for the base itself.
         label (`str`): Its name, unique within the direction.
         call (`Mapping[str, Any]`): All arguments of the pipeline's call, but for what is given and the generator.
@@ -92,11 +98,13 @@ JUDGED_QUALITY = {
     "text_to_image": Measure("text_to_image_judged", "every attribute right"),
     "image_to_text": Measure("image_to_text_parsed", "caption tells exactly the picture"),
     "joint": Measure("joint_agreement", "picture and caption agree"),
+    "image": FRECHET_DISTANCE,
 }
 OTHER_QUALITY = {
     "text_to_image": FRECHET_DISTANCE,
     "image_to_text": Measure("image_to_text_chrf", "chrF", "{:.1f}"),
     "joint": FRECHET_DISTANCE,
+    "image": FRECHET_DISTANCE,
 }
 FURTHER_MEASURES = (
     FRECHET_DISTANCE,
@@ -196,7 +204,7 @@ def run_sweep(
     pipeline: DiffusionPipeline,
     held_out: HeldOutPairs,
     call: Mapping[str, Any],
-    directions: Sequence[str] = tuple(DIRECTIONS),
+    directions: Sequence[str] = DEFAULT_DIRECTIONS,
     num_samples: int = 100,
     num_seeds: int = 3,
     judge: ShapesJudge | None = None,
@@ -262,6 +270,8 @@ def make_settings(direction: str, call: Mapping[str, Any], pipeline: DiffusionPi
     steps = [{"image": "num_inference_steps", "text": "num_text_inference_steps"}[name] for name in modalities]
     guided_by = "guidance_scale" if "image" in modalities else "text_guidance_scale"
     guidance_scales = GUIDANCE_SCALES if "image" in modalities else TEXT_GUIDANCE_SCALES
+    if direction == "image":  # there is nothing to guide by
+        call, guidance_scales = {**call, "output_modalities": ("image",), "guidance_scale": 1.0}, ()
     base = Setting(direction, "base", "base", dict(call))
 
     def vary_call(varied: str, label: str, **changes: Any) -> Setting:
@@ -383,6 +393,8 @@ class Bench:
             features = extract_features(self.latents, samples.pixel_values)
             figures["fid_tokenizer_latents"] = frechet_distance(features, self.real_features)
             figures["diversity_tokenizer_latents"] = diversity(features, self.real_features)
+        if direction == "image":
+            return figures
         if self.judge is not None:
             told = self.pairs.scenes if samples.texts is None else read_captions(samples.texts)
             seen = self.pairs.scenes if samples.pixel_values is None else self.judge.read(samples.pixel_values)

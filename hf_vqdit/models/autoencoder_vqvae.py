@@ -19,8 +19,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-# Logit of a token that is known for certain (identity codec, padding): finite, so that the read-out can still forbid
-# it.
+# Logit of a token known for certain (identity codec, padding): finite, so that the read-out can still forbid it.
 CERTAIN_LOGIT = 50.0
 
 
@@ -30,11 +29,9 @@ class MultimodalVQVAEEncoderOutput(BaseOutput):
 
     Args:
         image_codes (`torch.LongTensor` of shape `(B, h, w)`): Codes in `0..V_x-1`.
-        text_codes (`torch.LongTensor` of shape `(B, S/r, G)`):
-            Codes in `0..V_y-1`, or PAD = V_y in all groups of a chunk.
+        text_codes (`torch.LongTensor` of shape `(B, S/r, G)`): Codes in `0..V_y-1`, or PAD = V_y in a whole chunk.
         image_latents (`torch.FloatTensor` of shape `(B, D, h, w)`): The vectors before quantization.
-        text_latents (`torch.FloatTensor` of shape `(B, S/r, G, D)`):
-            The same for text; `None` with the identity codec.
+        text_latents (`torch.FloatTensor` of shape `(B, S/r, G, D)`): The same for text, but with the identity codec.
     """
 
     image_codes: torch.LongTensor | None = None
@@ -405,17 +402,14 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
             around it alone; or `"spatial"` (MoVQ, Zheng 2022) in the decoder.
         act_fn (`str`, *optional*, defaults to `"silu"`): Activation function of the image codec.
         mid_block_add_attention (`bool`, *optional*, defaults to `False`): Attention at the lowest resolution.
-        down_block_types, up_block_types (`tuple[str, ...]`, *optional*):
-            Types of the blocks of encoder and decoder, in their order; convolutional ones by default.
-        latent_channels (`int`, *optional*):
-            Channels that 1 x 1 convolutions turn into `code_dim` and back; by default there are no such convolutions.
+        down_block_types, up_block_types (`tuple[str, ...]`, *optional*): Types of blocks, convolutional by default.
+        latent_channels (`int`, *optional*): Channels that 1 x 1 convolutions, if it is set, turn into `code_dim`.
         linear_shortcut (`bool`, *optional*, defaults to `True`): Linear maps of f x f pixels around the networks.
         image_codebook_size (`int`, *optional*, defaults to 1024): V_x; `None` for a tokenizer of text alone.
         code_dim (`int`, *optional*, defaults to 8): Dimension of an image code.
         l2_normalize (`bool`, *optional*, defaults to `True`): Vectors and codes of unit length.
         shared_codebook (`bool`, *optional*, defaults to `False`):
-            One codebook for both modalities, with a linear projection of each into it and out of it. Sizes and
-            dimensions of the two must then be equal.
+            One codebook for both modalities, of equal sizes and dimensions, with projections into it and out of it.
         text_codec (`str`, *optional*, defaults to `"vq"`):
             `"vq"`, `"identity"` (codes are token ids: the plain-token baseline) or `None` (pictures alone).
         vocab_size (`int`, *optional*): Size of the text tokenizer's vocabulary; needed unless `text_codec` is `None`.
@@ -427,10 +421,8 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
             they carry.
         text_width (`int`, *optional*, defaults to 256): Width of the text codec.
         num_text_decoder_layers (`int`, *optional*, defaults to 2): Transformer blocks of the text decoder.
-        text_transition_rank (`int`, *optional*):
-            Rank of learned scores of neighbouring tokens, by which `"vq"` captions are read; none by default.
-        projection_dim (`int`, *optional*):
-            Dimension of the embeddings that align the two modalities; by default there are none. Needs both codecs.
+        text_transition_rank (`int`, *optional*): Rank of scores of neighbouring tokens, by which captions are read.
+        projection_dim (`int`, *optional*): Dimension of embeddings that align the modalities; none by default.
         pad_token_id (`int`, *optional*, defaults to 0): Token id of padding.
         eos_token_id (`int`, *optional*, defaults to 1): Token id of the end of the text.
         mask_token_id (`int`, *optional*, defaults to 2): Token id of `[MASK]`.
@@ -647,12 +639,9 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         """Codes of pictures, of captions, or of both.
 
         Args:
-            image (`torch.FloatTensor` of shape `(B, 3, H, W)`, *optional*):
-                Pictures in [-1, 1], H and W multiples of f.
-            text (`torch.LongTensor` of shape `(B, S)`, *optional*):
-                Token ids, padded with `pad_token_id`; S a multiple of r.
-            return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return an output object rather than a tuple.
+            image (`torch.FloatTensor` of shape `(B, 3, H, W)`, *optional*): In [-1, 1], H and W multiples of f.
+            text (`torch.LongTensor` of shape `(B, S)`, *optional*): Token ids, padded; S a multiple of r.
+            return_dict (`bool`, *optional*, defaults to `True`): Whether to return an output object, not a tuple.
 
         Returns:
             [`MultimodalVQVAEEncoderOutput`], or the tuple of its entries.
@@ -691,8 +680,7 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         Args:
             image_codes (`torch.LongTensor` of shape `(B, h, w)`, *optional*): Codes in `0..V_x-1`, any h and w.
             text_codes (`torch.LongTensor` of shape `(B, S/r, G)`, *optional*): Codes in `0..V_y-1`, or PAD.
-            return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return an output object rather than a tuple.
+            return_dict (`bool`, *optional*, defaults to `True`): Whether to return an output object, not a tuple.
 
         Returns:
             [`MultimodalVQVAEDecoderOutput`], or the tuple of its entries.
@@ -703,11 +691,11 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         self._check_one_given(image_codes=image_codes, text_codes=text_codes)
         image = text_logits = None
         if image_codes is not None:
-            self._check_codes("image_codes", image_codes, ndim=3, num_classes=self.image_codebook_size)
+            self._check_codes("image_codes", image_codes, num_classes=self.image_codebook_size)
             latents = self._image_latents(self.image_quantizer.lookup(image_codes))
             image = self._in_parts(self.image_decoder, latents, 1, self.image_downsample_factor)
         if text_codes is not None:
-            self._check_codes("text_codes", text_codes, ndim=3, num_classes=self.text_codebook_size + 1)
+            self._check_codes("text_codes", text_codes, num_classes=self.text_codebook_size + 1)
             is_padding = (text_codes == self.text_pad_id).all(dim=-1)  # (B, S/r)
             if self.config.text_codec == "identity":
                 text_logits = self._identity_logits(text_codes.squeeze(-1), is_padding)
@@ -722,8 +710,7 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         transitions between tokens, the best sequence.
 
         Args:
-            text_logits (`torch.FloatTensor` of shape `(B, S, vocab_size)`): Logits, minus infinity for tokens that may
-                not be read.
+            text_logits (`torch.FloatTensor` of shape `(B, S, vocab_size)`): Minus infinity forbids a token.
             beam_size (`int`, *optional*, defaults to 64): Tokens of each position that a sequence may take.
 
         Returns:
@@ -732,6 +719,29 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         if self.config.text_transition_rank is None:
             return text_logits.argmax(dim=-1)
         return self.text_transitions(text_logits, beam_size)
+
+    def normalized_codebook(self, modality: str) -> torch.Tensor:
+        """The vectors of all codes of a modality, with mean 0 and variance 1 in each channel over the training data.
+
+        Args:
+            modality (`str`): `"image"` or `"text"`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(V, D)`, float32.
+
+        Raises:
+            ValueError: If the modality has no codebook, or mean and variance were not measured.
+        """
+        quantizer = getattr(self, f"{modality}_quantizer", None)
+        if quantizer is None:
+            raise ValueError(f"This tokenizer has no codebook for the modality {modality!r}, so no vectors of codes.")
+        mean, std = (getattr(self, f"{modality}_latents_{name}").float() for name in ("mean", "std"))
+        if not (std > 0).all():  # NaN = not measured
+            raise ValueError(
+                f"`{modality}_latents_std` of this tokenizer must have been measured, but is {std.tolist()}: "
+                "train_vqvae.py does so at its end, `hf_vqdit.training.latents.measure_latents` for another tokenizer."
+            )
+        return (quantizer.normalize(quantizer.codebook) - mean) / std
 
     def forward(
         self,
@@ -744,17 +754,13 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         """Reconstruction with a gradient that passes the quantization: what training calls.
 
         Args:
-            image (`torch.FloatTensor` of shape `(B, 3, H, W)`, *optional*):
-                Pictures in [-1, 1], H and W multiples of f.
-            text (`torch.LongTensor` of shape `(B, S)`, *optional*):
-                Token ids, padded with `pad_token_id`; S a multiple of r.
+            image (`torch.FloatTensor` of shape `(B, 3, H, W)`, *optional*): In [-1, 1], H and W multiples of f.
+            text (`torch.LongTensor` of shape `(B, S)`, *optional*): Token ids, padded; S a multiple of r.
             quantize (`bool`, *optional*, defaults to `True`):
-                `False` passes the vectors on as they are: the first steps of training, before the codebooks are
-                started.
+                `False` passes vectors on as they are: the first steps of training, before the codebooks start.
             gradient_estimator (`str`, *optional*, defaults to `"straight_through"`):
                 How the gradient passes: `"straight_through"` or `"rotation_trick"`. The values are the same.
-            return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return an output object rather than a tuple.
+            return_dict (`bool`, *optional*, defaults to `True`): Whether to return an output object, not a tuple.
 
         Returns:
             [`MultimodalVQVAEOutput`], or the tuple of its entries.
@@ -764,9 +770,8 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         """
         self._check_one_given(image=image, text=text)
         if gradient_estimator not in GRADIENT_ESTIMATORS:
-            raise ValueError(
-                f"`gradient_estimator` is {gradient_estimator!r}; it must be one of {list(GRADIENT_ESTIMATORS)}."
-            )
+            known = list(GRADIENT_ESTIMATORS)
+            raise ValueError(f"`gradient_estimator` is {gradient_estimator!r}; it must be one of {known}.")
         output = {}
         if image is not None:
             image = self._check_image(image)
@@ -812,10 +817,8 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
                 f"{tuple(image.shape)}."
             )
         if image.shape[2] % factor or image.shape[3] % factor:
-            raise ValueError(
-                f"`image` is {image.shape[2]} x {image.shape[3]}; both sides must be multiples of f = {factor}: "
-                f"resize or crop it."
-            )
+            sides = f"{image.shape[2]} x {image.shape[3]}"
+            raise ValueError(f"`image` is {sides}; both sides must be multiples of f = {factor}: resize or crop it.")
         return image.to(self.image_encoder.encoder.conv_in.weight.dtype)
 
     def _image_vectors(self, latents: torch.Tensor) -> torch.Tensor:
@@ -882,13 +885,11 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
             raise ValueError(f"Nothing to do: give at least one of {' and '.join(f'`{name}`' for name in inputs)}.")
 
     @staticmethod
-    def _check_codes(name: str, codes: torch.Tensor, ndim: int, num_classes: int | None) -> None:
+    def _check_codes(name: str, codes: torch.Tensor, num_classes: int | None) -> None:
         if num_classes is None:
             raise ValueError(f"`{name}` was given, but this tokenizer has no codec for that modality.")
-        if codes.ndim != ndim or codes.dtype != torch.long:
-            raise ValueError(
-                f"`{name}` must be int64 with {ndim} axes; got {codes.dtype}, shape {tuple(codes.shape)}."
-            )
+        if codes.ndim != 3 or codes.dtype != torch.long:
+            raise ValueError(f"`{name}` must be int64 with 3 axes; got {codes.dtype}, shape {tuple(codes.shape)}.")
         low, high = codes.aminmax()
         if low < 0 or high >= num_classes:
             raise ValueError(

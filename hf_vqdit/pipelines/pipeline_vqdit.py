@@ -6,6 +6,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from itertools import zip_longest
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -23,6 +26,22 @@ MODALITIES = ("image", "text")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 JOINT_ORDERS = ("text_first", "image_first", "together")
 GUIDANCE_SCHEDULES = ("constant", "linear")
+
+# The schedulers of diffusers that take the steps of a Gaussian process, and what the transformer then predicts.
+_NOISE_TYPES = ("epsilon", "v_prediction", "sample")
+GAUSSIAN_SCHEDULERS = {
+    f"{name}Scheduler": prediction_types
+    for names, prediction_types in (
+        ("DDIM DDIMParallel DDPM DDPMParallel EulerDiscrete HeunDiscrete LMSDiscrete TCD", _NOISE_TYPES),
+        ("EulerAncestralDiscrete KDPM2AncestralDiscrete KDPM2Discrete PNDM", _NOISE_TYPES[:2]),
+        (
+            "DEISMultistep DPMSolverMultistep DPMSolverSinglestep SASolver UniPCMultistep",
+            (*_NOISE_TYPES, "flow_prediction"),
+        ),
+        ("FlowMapEulerDiscrete FlowMatchEulerDiscrete FlowMatchHeunDiscrete", ("flow_prediction",)),
+    )
+    for name in names.split()
+}
 
 
 @dataclass
@@ -53,10 +72,8 @@ class PromptTokens(NamedTuple):
 class ForwardRows(NamedTuple):
     """Rows of one kind, one for each sample: what the transformer was last given and what it predicted from it."""
 
-    image_codes: torch.LongTensor  # (B, h, w)
-    text_codes: torch.LongTensor  # (B, S/r, G)
-    image_logits: torch.Tensor  # (B, h, w, V_x)
-    text_logits: torch.Tensor  # (B, S/r, G, V_y + 1)
+    inputs: dict[str, torch.Tensor]
+    predictions: tuple[torch.Tensor, torch.Tensor]  # of image and text
 
 
 class VQDiTPipeline(DiffusionPipeline):
@@ -85,19 +102,22 @@ class VQDiTPipeline(DiffusionPipeline):
         vqvae ([`MultimodalVQVAE`]):
             Pictures and captions to codes and back.
         transformer ([`VQDiTModel`]):
-            Predicts the clean codes of both modalities.
+            Predicts the clean codes of both modalities, or their vectors where its process is Gaussian.
         tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
             Words to token ids. Its `[PAD]`, `[EOS]` and `[MASK]` are three distinct special tokens.
-        scheduler ([`MaskedDiffusionScheduler`]):
-            Draws image codes. Order, temperature and the like are settings of its config.
-        text_scheduler ([`MaskedDiffusionScheduler`], *optional*):
-            Draws text codes; by default a copy of `scheduler`.
+        scheduler ([`MaskedDiffusionScheduler`] or one of `GAUSSIAN_SCHEDULERS`, of diffusers):
+            Takes the steps of the image. Order, temperature, solver and the like are settings of its config.
+        text_scheduler (the same, *optional*):
+            Takes the steps of the text; by default a copy of `scheduler`.
+
+    Of the last call `num_forward_passes` tells how often it called the transformer, and `num_forward_rows` how many
+    rows went through it.
     """
 
     # The order of their last use, as in diffusers' inpainting pipelines: the VQ-VAE also encodes before.
     model_cpu_offload_seq = "transformer->vqvae"
     _optional_components = ["text_scheduler"]
-    _callback_tensor_inputs = ["image_codes", "text_codes"]
+    _callback_tensor_inputs = ["image_codes", "text_codes", "image_latents", "text_latents"]
 
     def __init__(
         self,
@@ -119,7 +139,7 @@ class VQDiTPipeline(DiffusionPipeline):
         )
         self.image_processor = VaeImageProcessor(do_resize=False, do_normalize=False, do_convert_rgb=True)
         self.mask_processor = VaeImageProcessor(do_resize=False, do_normalize=False, do_convert_grayscale=True)
-        self._num_forward_passes = self._num_forward_rows = 0
+        self.num_forward_passes = self.num_forward_rows = 0
 
     @property
     def guidance_scale(self) -> float:
@@ -135,16 +155,6 @@ class VQDiTPipeline(DiffusionPipeline):
     def num_timesteps(self) -> int:
         """Number of steps of the last call."""
         return self._num_timesteps
-
-    @property
-    def num_forward_passes(self) -> int:
-        """How many times the last call called the transformer."""
-        return self._num_forward_passes
-
-    @property
-    def num_forward_rows(self) -> int:
-        """How many rows, in all batches together, went through the transformer in the last call."""
-        return self._num_forward_rows
 
     @property
     def interrupt(self) -> bool:
@@ -205,8 +215,8 @@ class VQDiTPipeline(DiffusionPipeline):
                 Codes wholly inside it are kept, most if it lies on the code grid, as `"center"` does.
             strength (`float`, *optional*):
                 Generates the given image (with `mask_image` its white part) anew from a noised state: the last
-                `strength` of the steps run, from the codes masked for the time of the first of them. 0, or less than
-                one step, returns the image as it is encoded; 1 keeps nothing of it and is plain generation.
+                `strength` of the steps run, from codes masked or noised for the time of the first of them. 0, or less
+                than one step, returns the image as it is encoded; 1 keeps nothing of it and is plain generation.
             composite (`bool`, *optional*, defaults to `False`):
                 Whether pixels that were given and not masked are put back into the generated pictures, exactly as
                 given (after resizing). Needs `mask_image` or `image_position`.
@@ -227,9 +237,9 @@ class VQDiTPipeline(DiffusionPipeline):
                 Where both are generated: `"text_first"` draws the text, then the image given it; `"image_first"` the
                 other way round; `"together"` takes their steps side by side, until the one with fewer is done.
             guidance_scale (`float`, *optional*, defaults to 2.0):
-                Guidance of the picture by the caption: logits `u + guidance_scale * (o - u)`, with o given the caption
-                and u without it (Ho & Salimans 2022). Off at 1 or below. Each active guidance adds its rows to the
-                batch.
+                Guidance of the picture by the caption: `u + guidance_scale * (o - u)` of logits or vectors, with o
+                given the caption and u without it (Ho & Salimans 2022). Off at 1 or below. Each active guidance adds
+                its rows to the batch.
             text_guidance_scale (`float`, *optional*, defaults to 1.0):
                 Guidance of the caption by the picture, likewise.
             guidance_schedule (`str`, *optional*, defaults to `"constant"`):
@@ -255,6 +265,8 @@ class VQDiTPipeline(DiffusionPipeline):
                 ends with the current prediction.
             callback_on_step_end_tensor_inputs (`tuple`, *optional*, defaults to `("image_codes", "text_codes")`):
                 What `callback_kwargs` holds: `image_codes` `(B, h, w)` and `text_codes` `(B, S/r, G)`, MASK included.
+                Of a Gaussian process they are those nearest to the prediction, to look at; what it may change are
+                `image_latents` `(B, C, h, w)` and `text_latents` `(B, C, S/r, G)`, in the scale of the scheduler.
 
         Returns:
             [`VQDiTPipelineOutput`], or the tuple `(images, texts)`; `None` stands for what was not generated.
@@ -268,28 +280,30 @@ class VQDiTPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         if num_text_inference_steps is None:
             num_text_inference_steps = num_inference_steps
+        given = {"prompt": prompt, "negative_prompt": negative_prompt, "image": image, "mask_image": mask_image}
+        counts = {
+            "num_inference_steps": num_inference_steps,
+            "num_text_inference_steps": num_text_inference_steps,
+            "num_images_per_prompt": num_images_per_prompt,
+            "num_prompts_per_image": num_prompts_per_image,
+        }
+        choices = {
+            "joint_order": (joint_order, JOINT_ORDERS),
+            "guidance_schedule": (guidance_schedule, GUIDANCE_SCHEDULES),
+            "output_type": (output_type, OUTPUT_TYPES),
+        }
         self.check_inputs(
-            prompt,
-            negative_prompt,
-            image,
-            mask_image,
+            given,
+            counts,
+            choices,
             image_position,
             strength,
             composite,
             output_modalities,
-            num_inference_steps,
-            num_text_inference_steps,
-            joint_order,
-            guidance_schedule,
             guidance_interval,
-            num_images_per_prompt,
-            num_prompts_per_image,
-            output_type,
             callback_on_step_end_tensor_inputs,
         )
-        (prompts, negative_prompts, pictures, masks), num_items = _align(
-            prompt=prompt, negative_prompt=negative_prompt, image=image, mask_image=mask_image
-        )
+        (prompts, negative_prompts, pictures, masks), num_items = _align(**given)
         num_repeats = max(num_images_per_prompt, num_prompts_per_image)
         if isinstance(generator, (list, tuple)) and len(generator) != num_items * num_repeats:
             raise ValueError(
@@ -298,7 +312,7 @@ class VQDiTPipeline(DiffusionPipeline):
             )
         self._guidance_scale, self._text_guidance_scale = guidance_scale, text_guidance_scale
         self._guidance_schedule, self._guidance_interval = guidance_schedule, guidance_interval
-        self._num_forward_passes = self._num_forward_rows = 0
+        self.num_forward_passes = self.num_forward_rows = 0
         self._interrupt = False
 
         # 2. Encode what is given; with `strength` none of the picture is, but for what lies outside a mask
@@ -320,85 +334,73 @@ class VQDiTPipeline(DiffusionPipeline):
             x.repeat_interleave(num_repeats, dim=0) for x in (text_codes, image_codes, image_given)
         )
 
-        # 3. What is generated, and by what it is guided
-        image_mask_id, text_mask_id = self.transformer.image_mask_id, self.transformer.text_mask_id
-        text_given = text_codes != text_mask_id
+        # 3. What is generated
+        text_given = text_codes != self.transformer.text_mask_id
         generated = _choose_modalities(output_modalities, not bool(image_given.all()), not bool(text_given.all()))
         if (strength is not None or composite) and "image" not in generated:
             raise ValueError("`strength` and `composite` need a generated image, and this call generates none.")
+        has_text = bool(text_given.any()) or negative_codes is not None
+        if self.transformer.config.unet_kwargs is not None and (generated != {"image"} or has_text):
+            raise ValueError('A U-Net knows pictures alone: pass `output_modalities=("image",)`, and no prompt.')
         if num_prompts_per_image > 1 and "text" not in generated:
             raise ValueError("`num_prompts_per_image` needs a generated text: pass `num_images_per_prompt` instead.")
-        has_image = "image" in generated or bool(image_given.any())
-        has_text = "text" in generated or bool(text_given.any()) or negative_codes is not None
-        guides_image, guides_text = "image" in generated and has_text, "text" in generated and has_image
-        if negative_codes is not None and not (guides_image and guidance_scale > 1):
+        if negative_codes is not None and not ("image" in generated and guidance_scale > 1):
             warnings.warn("`negative_prompt` is ignored: it guides an image, at `guidance_scale` > 1.", stacklevel=3)
         forbidden_tokens = self._forbidden_tokens(tokens)  # (B, S, vocabulary)
         forbidden_codes = self._forbidden_text_codes(tokens, forbidden_tokens)  # (B, S/r, 1, V_y + 1)
 
         # 4. Where and when each modality begins; the one that is done is a condition for the other
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        self.text_scheduler.set_timesteps(num_text_inference_steps, device=self._execution_device)
-        image_codes, first_step = self.prepare_image_start(image_codes, image_given, strength, generator)
-        image_timesteps = self.scheduler.timesteps[first_step:] if "image" in generated else ()
-        text_timesteps = self.text_scheduler.timesteps if "text" in generated else ()
-        image_start = len(text_timesteps) if joint_order == "text_first" else 0
-        text_start = len(image_timesteps) if joint_order == "image_first" else 0
-        self._num_timesteps = max(image_start + len(image_timesteps), text_start + len(text_timesteps))
+        make_run = partial(self.transformer.make_run, vqvae=self.vqvae, generator=generator)
+        image = make_run("image", self.scheduler, image_codes, image_given)
+        text = make_run("text", self.text_scheduler, text_codes, text_given, forbidden_codes)
+        negative_text = None
+        if negative_codes is not None:
+            is_known = negative_codes != self.transformer.text_mask_id
+            negative_text = make_run("text", self.text_scheduler, negative_codes, is_known).state(None)
+        if "image" in generated:
+            image.begin(num_inference_steps, strength, generator)
+        if "text" in generated:
+            text.begin(num_text_inference_steps, None, generator)
+        plan = _plan_steps(image.steps, text.steps, joint_order)
+        self._num_timesteps = len(plan)
 
         # 5. Denoise
-        image_prediction, text_prediction = image_codes, text_codes
-        step_kwargs = {"generator": generator, "return_dict": False}
         last_rows: dict[str, ForwardRows] = {}
         with self.progress_bar(total=self.num_timesteps) as progress_bar:
-            for step in range(self.num_timesteps):
+            for step, (image_step, text_step) in enumerate(plan):
                 if self.interrupt:
                     break
-                image_step, text_step = step - image_start, step - text_start
-                has_image_step = 0 <= image_step < len(image_timesteps)
-                has_text_step = 0 <= text_step < len(text_timesteps)
                 # By a condition of which nothing is known yet there is no guidance.
-                knows_text = negative_codes is not None or bool((text_codes != text_mask_id).any())
                 scale = text_scale = 1.0
-                if guides_image and has_image_step and knows_text:
-                    scale = self._guidance_at(first_step + image_step, self.scheduler.timesteps, self.guidance_scale)
-                if guides_text and has_text_step and bool((image_codes != image_mask_id).any()):
-                    text_scale = self._guidance_at(text_step, text_timesteps, self.text_guidance_scale)
-                predicted = self.predict(image_codes, text_codes, scale, text_scale, negative_codes, last_rows)
-                # Only now: guidance needs raw logits, -inf minus -inf is NaN.
-                image_logits, text_logits = predicted[0], predicted[1].masked_fill(forbidden_codes, -torch.inf)
-                if step == 0:  # what a run shows of a modality that had not begun when it was interrupted
-                    image_prediction, text_prediction = image_logits.argmax(dim=-1), text_logits.argmax(dim=-1)
-                if has_image_step:
-                    timestep = image_timesteps[image_step]
-                    image_codes, image_prediction = self.scheduler.step(
-                        image_logits, timestep, image_codes, frozen_mask=image_given, **step_kwargs
-                    )
-                if has_text_step:
-                    text_codes, text_prediction = self.text_scheduler.step(
-                        text_logits, text_timesteps[text_step], text_codes, frozen_mask=text_given, **step_kwargs
-                    )
-                    if not (has_image_step and len(image_timesteps) >= len(text_timesteps)):
-                        timestep = text_timesteps[text_step]
-                del predicted, image_logits, text_logits  # or they would live beside the next ones
-                if text_step + 1 == len(text_timesteps):  # the image may go on, given the text as it is returned
-                    text_codes = self._pad_after_end(text_codes)
+                if image_step is not None and (negative_text is not None or text.is_known):
+                    scale = self._guidance_at(image_step, image.times, self.guidance_scale)
+                if text_step is not None and image.is_known:
+                    text_scale = self._guidance_at(text_step, text.times, self.text_guidance_scale)
+                states = (image.state(image_step), text.state(text_step))
+                predicted = self.predict(*states, scale, text_scale, negative_text, last_rows)
+                image.advance(image_step, predicted[0], generator)
+                text.advance(text_step, predicted[1], generator)
+                del predicted, states  # or they would live beside the next ones
+                if text_step is not None and text_step + 1 == text.steps.stop:
+                    text.settle(self._pad_after_end(text.result()))  # the image may go on, given it as it is returned
 
                 if callback_on_step_end is not None:
-                    state = {"image_codes": image_codes, "text_codes": text_codes}
-                    callback_kwargs = {name: state[name] for name in callback_on_step_end_tensor_inputs}
-                    state.update(callback_on_step_end(self, step, timestep, callback_kwargs) or {})
-                    image_codes, text_codes = state["image_codes"], state["text_codes"]
+                    own = {"image": image.tensors, "text": text.tensors}
+                    tensors = {f"{name}_{key}": x for name, kept in own.items() for key, x in kept.items()}
+                    callback_kwargs = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    is_of_text = image_step is None or (text_step is not None and len(text.steps) > len(image.steps))
+                    timestep = text.timesteps[text_step] if is_of_text else image.timesteps[image_step]
+                    tensors |= callback_on_step_end(self, step, timestep, callback_kwargs) or {}
+                    image.update(**{key: tensors[f"image_{key}"] for key in own["image"]})
+                    text.update(**{key: tensors[f"text_{key}"] for key in own["text"]})
                 progress_bar.update()
 
-        # 6. Read out; only an interrupted run has codes left to fill in from its last prediction
+        # 6. Read out
         images = texts = None
         if "image" in generated:
-            image_codes = torch.where(image_codes == image_mask_id, image_prediction, image_codes)
-            images = self.decode_images(image_codes, output_type, (pixels, masked_pixels) if composite else None)
+            images = self.decode_images(image.result(), output_type, (pixels, masked_pixels) if composite else None)
         if "text" in generated:
-            text_codes = torch.where(text_codes == text_mask_id, text_prediction, text_codes)
-            text_codes = self._pad_after_end(text_codes)
+            text_codes = self._pad_after_end(text.result())
             texts = text_codes if output_type == "latent" else self.decode_texts(text_codes, tokens, forbidden_tokens)
 
         self.maybe_free_model_hooks()
@@ -410,27 +412,18 @@ class VQDiTPipeline(DiffusionPipeline):
 
     def check_inputs(
         self,
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None,
-        image: PipelineImageInput | None,
-        mask_image: PipelineImageInput | None,
+        given: dict[str, Any],
+        counts: dict[str, Any],
+        choices: dict[str, tuple[Any, tuple[str, ...]]],
         image_position: tuple[int, int] | str | None,
         strength: float | None,
         composite: bool,
         output_modalities: tuple[str, ...] | None,
-        num_inference_steps: int,
-        num_text_inference_steps: int,
-        joint_order: str,
-        guidance_schedule: str,
         guidance_interval: tuple[float, float],
-        num_images_per_prompt: int,
-        num_prompts_per_image: int,
-        output_type: str,
         callback_on_step_end_tensor_inputs: tuple[str, ...],
     ) -> None:
         """Raise on arguments that are wrong by themselves; sizes and lengths are checked where they are known."""
-        # Types of what is given
-        given = {"prompt": prompt, "negative_prompt": negative_prompt, "image": image, "mask_image": mask_image}
+        # Types and values
         for name, value in given.items():
             is_text = name.endswith("prompt")
             types = str if is_text else (PIL.Image.Image, np.ndarray, torch.Tensor)
@@ -438,21 +431,10 @@ class VQDiTPipeline(DiffusionPipeline):
             if value is not None and wrong:
                 kind = "a string" if is_text else "a PIL picture (`diffusers.utils.load_image`), an array, a tensor"
                 raise TypeError(f"`{name}` must be {kind} or a list of them, got {type(wrong[0]).__name__}.")
-
-        # Values
-        for name, value in (
-            ("num_inference_steps", num_inference_steps),
-            ("num_text_inference_steps", num_text_inference_steps),
-            ("num_images_per_prompt", num_images_per_prompt),
-            ("num_prompts_per_image", num_prompts_per_image),
-        ):
+        for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
-        for name, value, known in (
-            ("joint_order", joint_order, JOINT_ORDERS),
-            ("guidance_schedule", guidance_schedule, GUIDANCE_SCHEDULES),
-            ("output_type", output_type, OUTPUT_TYPES),
-        ):
+        for name, (value, known) in choices.items():
             if value not in known:
                 raise ValueError(f"`{name}` must be one of {known}, got {value!r}.")
         if not (_is_pair(image_position, int, 0, float("inf")) or str(image_position) in ("None", "center")):
@@ -472,30 +454,35 @@ class VQDiTPipeline(DiffusionPipeline):
                 "`output_modalities` must be one or both of 'image' and 'text', such as (\"image\",), got"
                 f" {output_modalities!r}."
             )
-        if not set(callback_on_step_end_tensor_inputs) <= set(self._callback_tensor_inputs):
+        tensor_inputs = self._callback_tensor_inputs[: 4 if self.transformer.config.process == "gaussian" else 2]
+        if not set(callback_on_step_end_tensor_inputs) <= set(tensor_inputs):
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be of {self._callback_tensor_inputs}, got"
+                f"`callback_on_step_end_tensor_inputs` must be of {tensor_inputs}, got"
                 f" {callback_on_step_end_tensor_inputs}."
             )
+        self.check_schedulers()
 
         # What does not go together
-        for name, value in (("mask_image", mask_image), ("image_position", image_position), ("strength", strength)):
-            if value is not None and image is None:
+        needs_image = {"mask_image": given["mask_image"], "image_position": image_position, "strength": strength}
+        for name, value in needs_image.items():
+            if value is not None and given["image"] is None:
                 raise ValueError(f"`{name}` says what to do with `image`: pass `image` as well, or leave it out.")
         if image_position is not None and strength is not None:
             raise ValueError(
                 "`strength` needs a picture everywhere, and `image_position` leaves the canvas around it empty: pass"
                 " one of them, and the other in a second call."
             )
-        if composite and ((mask_image is None and image_position is None) or output_type == "latent"):
+        is_latent = choices["output_type"][0] == "latent"
+        if composite and ((given["mask_image"] is None and image_position is None) or is_latent):
             raise ValueError(
                 "`composite` puts kept pixels back into a picture: pass `mask_image` or `image_position` with it, and"
-                f" an `output_type` other than 'latent', got {output_type!r}."
+                f" an `output_type` other than 'latent', got {choices['output_type'][0]!r}."
             )
-        if 1 < num_images_per_prompt != num_prompts_per_image > 1:
+        num_images, num_prompts = counts["num_images_per_prompt"], counts["num_prompts_per_image"]
+        if 1 < num_images != num_prompts > 1:
             raise ValueError(
                 "`num_images_per_prompt` and `num_prompts_per_image` are one number, of samples with an image and a"
-                f" text each, got {num_images_per_prompt} and {num_prompts_per_image}: pass one of them."
+                f" text each, got {num_images} and {num_prompts}: pass one of them."
             )
 
     def tokenize(self, prompts: list[str] | None, batch_size: int, name: str = "prompt") -> PromptTokens:
@@ -605,102 +592,107 @@ class VQDiTPipeline(DiffusionPipeline):
         pixels = pixels.float().to(is_masked.device, self.vqvae.dtype)
         return self.vqvae.encode(image=pixels).image_codes, ~is_masked
 
-    def prepare_image_start(
-        self,
-        image_codes: torch.LongTensor,
-        image_given: torch.BoolTensor,
-        strength: float | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> tuple[torch.LongTensor, int]:
-        """
-        The image codes `(B, h, w)` with which a run begins, and the index of its first step in `scheduler.timesteps`
-        (their number if none is run). Codes not given are noised for the time of that step: by default all are MASK.
-        """
-        mask_id, timesteps = self.transformer.image_mask_id, self.scheduler.timesteps
-        # The small term keeps products that are whole in exact arithmetic (0.29 * 100) from falling one short.
-        num_steps = len(timesteps) if strength is None else int(strength * len(timesteps) + 1e-9)
-        first_step = len(timesteps) - num_steps
-        if first_step == 0:  # time 1: nothing is drawn, so that this is plain generation, bit for bit
-            return image_codes.masked_fill(~image_given, mask_id), first_step
-        if num_steps > 0:
-            start = timesteps[first_step].expand(len(image_codes))
-            image_codes = self.scheduler.add_noise(
-                image_codes, start, mask_token_id=mask_id, frozen_mask=image_given, generator=generator
-            )
-        return image_codes, first_step
-
     # What is predicted
 
     def predict(
         self,
-        image_codes: torch.LongTensor,
-        text_codes: torch.LongTensor,
+        image: torch.LongTensor,
+        text: torch.LongTensor,
         guidance_scale: float = 1.0,
         text_guidance_scale: float = 1.0,
-        negative_text_codes: torch.LongTensor | None = None,
+        negative_text: torch.LongTensor | None = None,
         last_rows: dict[str, ForwardRows] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Raw logits of the clean codes, `(B, h, w, V_x)` and `(B, S/r, G, V_y + 1)`, from image codes `(B, h, w)` and
-        text codes `(B, S/r, G)` with MASK in them.
+        What the transformer predicts of both modalities from their states: of codes `(B, h, w)` and `(B, S/r, G)` with
+        MASK in them raw logits `(B, h, w, V_x)` and `(B, S/r, G, V_y + 1)`; of noisy vectors what it is trained for.
 
         A modality that is guided (a scale above 1) is predicted once more with the other one wholly unknown, its given
-        parts included, or with `negative_text_codes` in place of the text. All rows go through the transformer in one
-        batch, but those whose codes are still those of `last_rows`, which is brought up to date.
+        parts included, or with `negative_text` in place of the text. All rows go through the transformer in one batch,
+        but those that are still as in `last_rows`, which is brought up to date.
         """
         rows = {} if last_rows is None else last_rows
-        inputs = {"both": (image_codes, text_codes)}
+        unknown, guide = self.transformer.unknown, self.transformer.guide
+        states = {"both": (image, text)}
         if guidance_scale > 1:
-            no_text = torch.full_like(text_codes, self.transformer.text_mask_id)
-            inputs["image"] = (image_codes, no_text if negative_text_codes is None else negative_text_codes)
+            states["image"] = (image, unknown("text", text) if negative_text is None else negative_text)
         if text_guidance_scale > 1:
-            inputs["text"] = (torch.full_like(image_codes, self.transformer.image_mask_id), text_codes)
+            states["text"] = (unknown("image", image), text)
+        inputs = {
+            kind: self.transformer.inputs("image", x) | self.transformer.inputs("text", y)
+            for kind, (x, y) in states.items()
+        }
         self._forward_rows(inputs, rows)
-        image_logits, text_logits = rows["both"].image_logits, rows["both"].text_logits
+        image_prediction, text_prediction = rows["both"].predictions
         if guidance_scale > 1:
-            unguided = rows["image"].image_logits
-            image_logits = unguided + guidance_scale * (image_logits - unguided)
+            image_prediction = guide(image_prediction, rows["image"].predictions[0], guidance_scale)
         if text_guidance_scale > 1:
-            unguided = rows["text"].text_logits
-            text_logits = unguided + text_guidance_scale * (text_logits - unguided)
-        return image_logits, text_logits
+            text_prediction = guide(text_prediction, rows["text"].predictions[1], text_guidance_scale)
+        return image_prediction, text_prediction
 
-    def _forward_rows(
-        self, inputs: dict[str, tuple[torch.LongTensor, torch.LongTensor]], rows: dict[str, ForwardRows]
-    ) -> None:
-        """Bring `rows` up to date with the image and text codes of each kind, in one batch of those that changed."""
-        has_cache = getattr(
-            self.transformer, "is_cache_enabled", False
-        )  # diffusers' own needs the same batch each time
-        for kind in [kind for kind in rows if has_cache or kind not in inputs]:  # logits are large
+    def _forward_rows(self, inputs: dict[str, dict[str, torch.Tensor]], rows: dict[str, ForwardRows]) -> None:
+        """Bring `rows` up to date with the transformer's inputs of each kind, in one batch of those that changed."""
+        # A cache of diffusers' own needs the same batch each time.
+        has_cache = getattr(self.transformer, "is_cache_enabled", False)
+        for kind in [kind for kind in rows if has_cache or kind not in inputs]:  # predictions are large
             del rows[kind]
         is_new = {}  # (B,) of each kind
-        for kind, (image_codes, text_codes) in inputs.items():
-            is_new[kind] = torch.ones(len(image_codes), dtype=torch.bool, device=image_codes.device)
-            if kind in rows:
-                is_new[kind] = (image_codes != rows[kind].image_codes).flatten(1).any(dim=1)
-                is_new[kind] |= (text_codes != rows[kind].text_codes).flatten(1).any(dim=1)
+        for kind, given in inputs.items():
+            last = rows[kind].inputs if kind in rows else None
+            changes = [x != last[name] if last else torch.ones_like(x, dtype=torch.bool) for name, x in given.items()]
+            is_new[kind] = torch.stack([change.reshape(len(change), -1).any(dim=1) for change in changes]).any(dim=0)
             if is_new[kind].all():
                 rows.pop(kind, None)  # before there are others
-        images, texts = (torch.cat([codes[i][is_new[kind]] for kind, codes in inputs.items()]) for i in range(2))
-        if len(images) == 0:
+        batch = {
+            name: torch.cat([given[name][is_new[kind]] for kind, given in inputs.items()]) for name in inputs["both"]
+        }
+        counts = [int(new.sum()) for new in is_new.values()]
+        if sum(counts) == 0:
             return
         with self.transformer.cache_context("+".join(inputs)):
-            logits = self.transformer(
-                image_codes=images,
-                text_codes=texts,
-                image_timestep=_mask_rate(images, self.transformer.image_mask_id),
-                text_timestep=_mask_rate(texts, self.transformer.text_mask_id),
-                return_dict=False,
-            )
-        self._num_forward_passes += 1
-        self._num_forward_rows += len(images)
-        counts = [int(new.sum()) for new in is_new.values()]
-        for kind, *computed in zip(inputs, *(x.split(counts) for x in (images, texts, *logits)), strict=True):
+            predictions = self.transformer(**batch, return_dict=False)
+        self.num_forward_passes += 1
+        self.num_forward_rows += sum(counts)
+        for kind, *parts in zip(inputs, *(x.split(counts) for x in predictions), strict=True):
             if kind in rows:
-                changed = zip(rows[kind], computed, strict=True)
-                computed = [last.index_put((is_new[kind],), new) for last, new in changed]
-            rows[kind] = ForwardRows(*computed)
+                last = zip(rows[kind].predictions, parts, strict=True)
+                parts = [x.index_put((is_new[kind],), new) for x, new in last]
+            # Copies, since a callback may write into its tensors.
+            rows[kind] = ForwardRows({name: x.clone() for name, x in inputs[kind].items()}, tuple(parts))
+
+    def check_schedulers(self) -> None:
+        """Raise on a scheduler that does not fit the transformer, or has a setting that does not."""
+        model = self.transformer.config
+        fitting = ["MaskedDiffusionScheduler"]
+        if model.process == "gaussian":
+            fitting = [name for name, types in GAUSSIAN_SCHEDULERS.items() if model.prediction_type in types]
+        for name in ("scheduler", "text_scheduler"):
+            scheduler, class_name = getattr(self, name), type(getattr(self, name)).__name__
+            if not {cls.__name__ for cls in type(scheduler).__mro__} & set(fitting):
+                raise ValueError(
+                    f"`{name}` must fit the transformer, whose process is {model.process!r} (if Gaussian, with the"
+                    f" prediction type {model.prediction_type!r}): one of {', '.join(fitting)}, got {class_name}."
+                )
+            wanted = self._wanted_settings(scheduler) if model.process == "gaussian" else {}
+            for key in [key for key in signature(type(scheduler).__init__).parameters if key in wanted]:
+                if scheduler.config[key] != wanted[key]:
+                    raise ValueError(
+                        f"`{name}`, {class_name}, has `{key}` {scheduler.config[key]!r}, and this transformer needs"
+                        f" {wanted[key]!r}: {class_name}.from_config(pipe.{name}.config, {key}={wanted[key]!r})."
+                    )
+
+    def _wanted_settings(self, scheduler: SchedulerMixin) -> dict[str, Any]:
+        """What the settings of a scheduler of diffusers have to be for the transformer, if it has them."""
+        model, class_name = self.transformer.config, type(scheduler).__name__
+        wanted = {"prediction_type": model.prediction_type, "use_flow_sigmas": "flow" in model.prediction_type}
+        # Vectors of codes have no range to be clipped to; a flow is no consistency model, and its shift is a constant.
+        wanted |= dict.fromkeys(("clip_sample", "thresholding", "stochastic_sampling", "use_dynamic_shifting"), False)
+        wanted |= {"rescale_betas_zero_snr": False} if model.prediction_type == "epsilon" else {}  # 0 / 0
+        wanted |= {"shift": 1.0} if class_name == "FlowMatchHeunDiscreteScheduler" else {}  # which would shift twice
+        if scheduler.config.get("variance_type") not in (None, "fixed_small", "fixed_small_log", "fixed_large"):
+            learns = model.learn_sigma and class_name.startswith("DDPM")  # others take the first three channels
+            wanted["variance_type"] = "learned_range" if learns else None
+        return wanted
 
     def _guidance_at(self, index: int, timesteps: torch.Tensor, guidance_scale: float) -> float:
         """The scale of guidance at a step of a schedule; 1 is none."""
@@ -869,6 +861,14 @@ def _choose_modalities(output_modalities: tuple[str, ...] | None, image_is_open:
     return chosen
 
 
+def _plan_steps(image_steps: range, text_steps: range, joint_order: str) -> list[tuple[int | None, int | None]]:
+    """The steps that image and text take at each step of a call; `None` where one of them takes none."""
+    if joint_order == "together":
+        return list(zip_longest(image_steps, text_steps))
+    image, text = [(step, None) for step in image_steps], [(None, step) for step in text_steps]
+    return text + image if joint_order == "text_first" else image + text
+
+
 def _fill(pixels: torch.Tensor, is_masked: torch.BoolTensor) -> torch.Tensor:
     """
     (B, C, H, W) with masked pixels (B, 1, H, W) replaced by what surrounds them: some rings pixel by pixel, the rest
@@ -892,8 +892,3 @@ def _resize(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if pixels.shape[2:] == size:
         return pixels
     return F.interpolate(pixels.float(), size, mode="bicubic", antialias=True).clamp(-1, 1)
-
-
-def _mask_rate(codes: torch.LongTensor, mask_token_id: int) -> torch.Tensor:
-    """The time that the transformer is told: each row's fraction of MASK (B,), given codes included."""
-    return (codes == mask_token_id).flatten(1).float().mean(dim=1)

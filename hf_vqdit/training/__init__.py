@@ -5,6 +5,7 @@ from .adversarial import AdversarialTrainer
 from .arguments import TrainDiTArguments, TrainVQVAEArguments, parse_arguments
 from .codebook import CodebookTrainer
 from .distillation import DistillationConfig, distillation_objective, student_scheduler
+from .gaussian import GaussianLoss, GaussianLossConfig, gaussian_objective
 from .losses import tokenizer_losses
 from .masked import MaskedLoss, MaskedLossConfig, masked_objective
 from .run import TrainingRun
@@ -14,6 +15,8 @@ __all__ = [
     "AdversarialTrainer",
     "CodebookTrainer",
     "DistillationConfig",
+    "GaussianLoss",
+    "GaussianLossConfig",
     "MaskedLoss",
     "MaskedLossConfig",
     "TimeMixture",
@@ -23,6 +26,7 @@ __all__ = [
     "TrainingRun",
     "distillation_objective",
     "draw_times",
+    "gaussian_objective",
     "masked_objective",
     "parse_arguments",
     "row_generator",

@@ -2,30 +2,36 @@
 """The settings of the scripts: typed dataclasses, defaults from a YAML file, and the command line, which wins."""
 
 import argparse
-import difflib
 import inspect
-import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
+from diffusers import SchedulerMixin
 from transformers import HfArgumentParser
 
-from hf_vqdit.data import load_pairs
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
 from hf_vqdit.models.transformer_vqdit import VQDiTModel
 from hf_vqdit.pipelines.pipeline_vqdit import VQDiTPipeline
-from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from hf_vqdit.training.adversarial import AdversarialTrainer
+from hf_vqdit.training.argument_groups import (
+    DataArguments,
+    HubArguments,
+    Keywords,
+    LoopArguments,
+    OptimizationArguments,
+    TrainedTokenizerArguments,
+    about,
+    check_known,
+)
 from hf_vqdit.training.codebook import CodebookTrainer
 from hf_vqdit.training.distillation import DistillationConfig
 from hf_vqdit.training.losses import TOKENIZER_LOSS_WEIGHTS, check_loss_weights
-from hf_vqdit.training.masked import MaskedLossConfig
+from hf_vqdit.training.processes import LOSS_CONFIGS, PICTURES_ALONE, UNET_KWARGS, check_process, scheduler_class
 from hf_vqdit.training.times import TimeMixture
-from hf_vqdit.training.tokenizer_check import TOKENIZER_FLOORS
 
 CONFIG_FORMAT_VERSION = 1  # of the YAML files; a change that would misread older files raises it
 SECTIONS = ("common", "inspect", "vqvae", "dit", "codes", "evaluate")
@@ -35,230 +41,59 @@ CALL_DEFAULTS = {name: own.default for name, own in inspect.signature(VQDiTPipel
 Arguments = TypeVar("Arguments")
 
 
-class Keywords(dict):
-    """Arguments of some other class or function: a mapping in YAML, JSON on the command line."""
-
-    def __init__(self, value: str | Iterable = ()):
-        try:
-            super().__init__(json.loads(value) if isinstance(value, str) else value)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{value!r} is not a mapping in JSON: {error}") from error
-
-    def check(self, name: str, known: Callable | Iterable[str]) -> None:
-        """Raises a `ValueError` that names the first key which is no parameter of `known`."""
-        _check_known(self, list(inspect.signature(known).parameters) if callable(known) else known, f"`{name}`")
-
-
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
-@dataclass(kw_only=True)
-class DataArguments:
-    """The image-text pairs."""
-
-    dataset_name: str | None = field(
-        default=None,
-        metadata=_help(
-            '"shapes" or "emoji" (built in), a data set of the Hub, a folder that holds one, or files ("x/*.tar").'
-        ),
-    )
-    dataset_config_name: str | None = field(
-        default=None,
-        metadata=_help('Its configuration: "one_object" or "two_objects" for shapes, "en" or "en-zh" for emoji.'),
-    )
-    revision: str | None = field(default=None, metadata=_help("Branch, tag or commit of the data set on the Hub."))
-    train_data_dir: str | None = field(
-        default=None,
-        metadata=_help("A folder of pictures with a metadata file or with a folder for each label, or of shards."),
-    )
-    train_split: str = field(default="train", metadata=_help('The split to train on, or a part: "train[:90%%]".'))
-    validation_split: str | None = field(
-        default=None,
-        metadata=_help('The split held out; by default "validation", or else a part of the training split.'),
-    )
-    image_column: str | None = field(
-        default=None, metadata=_help("Column of the pictures; found by itself if left out.")
-    )
-    caption_column: str | None = field(
-        default=None, metadata=_help("Column of the captions or labels; found by itself if left out.")
-    )
-    caption_template: str = field(
-        default="a photo of a {label}", metadata=_help("The caption that a label becomes, by its name.")
-    )
-    label_names_file: str | None = field(
-        default=None, metadata=_help("The names of labels that have none in the data: a text file, one on each line.")
-    )
-    streaming: bool = field(
-        default=False, metadata=_help("Read the pairs as they are needed, for data that does not fit on the disk.")
-    )
-    shuffle_buffer_size: int = field(
-        default=1000, metadata=_help("Streaming: pairs in memory, and in each checkpoint, of which the next is drawn.")
-    )
-    num_held_out_samples: int = field(
-        default=1000,
-        metadata=_help("Streaming: pairs held out, the first of the validation split or else of all; kept in memory."),
-    )
-    max_train_samples: int | None = field(default=None, metadata=_help("Train on no more than this many pairs."))
-    num_train_rows: int | None = field(
-        default=None, metadata=_help("Pairs to draw, for the data sets that are drawn.")
-    )
-    validation_fraction: float = field(
-        default=0.05, metadata=_help("Part of the pairs that is held out, if the data set has no validation split.")
-    )
-    resolution: int = field(default=32, metadata=_help("Side of the training pictures, in pixels."))
-    center_crop: bool = field(
-        default=True, metadata=_help("Cut the square from the middle of a picture; otherwise from its upper left.")
-    )
-    random_flip: bool = field(
-        default=False, metadata=_help("Mirror half of the pictures whose captions do not speak of left and right.")
-    )
-    max_bad_fraction: float = field(
-        default=0.1, metadata=_help("End the run if more than this part of the records read, 100 at least, is bad.")
-    )
-    cache_dir: str | None = field(default=None, metadata=_help("Where data sets are kept."))
-    dataloader_num_workers: int = field(
-        default=0, metadata=_help("Processes that load data; 0 loads in the main one.")
-    )
-    seed: int = field(default=0, metadata=_help("Seed of everything that is random."))
-
-    @property
-    def pairs(self) -> dict[str, Any]:
-        """The settings that `load_pairs` takes."""
-        return {name: getattr(self, name) for name in inspect.signature(load_pairs).parameters}
-
-
-@dataclass(kw_only=True)
-class OptimizationArguments:
-    """How the weights move."""
-
-    train_batch_size: int = field(default=32, metadata=_help("Pairs a micro-batch, on each process."))
-    gradient_accumulation_steps: int = field(default=1, metadata=_help("Micro-batches an optimizer step."))
-    gradient_checkpointing: bool = field(default=False, metadata=_help("Less memory for more time; the same result."))
-    learning_rate: float = field(default=1e-3, metadata=_help("Learning rate after warm-up."))
-    lr_scheduler: str = field(
-        default="cosine",
-        metadata=_help(
-            'How it goes on: "cosine", "linear", "constant_with_warmup", or another name that diffusers knows.'
-        ),
-    )
-    lr_warmup_steps: int = field(default=100, metadata=_help("Optimizer steps until the full learning rate."))
-    adam_beta1: float = field(default=0.9, metadata=_help("AdamW: decay of the mean."))
-    adam_beta2: float = field(default=0.99, metadata=_help("AdamW: decay of the mean square."))
-    adam_weight_decay: float = field(
-        default=0.03, metadata=_help("AdamW: weight decay of the matrices. Norms, embeddings and biases have none.")
-    )
-    adam_epsilon: float = field(default=1e-8, metadata=_help("AdamW: epsilon."))
-    max_grad_norm: float = field(default=1.0, metadata=_help("Gradients are clipped to this norm."))
-    use_ema: bool = field(default=True, metadata=_help("Keep a moving average of the weights, and ship it."))
-    ema_decay: float = field(default=0.999, metadata=_help("Decay of that average; it starts lower by itself."))
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = field(
-        default="auto", metadata=_help('"auto" takes bf16 where the processor is fast at it, and says so.')
-    )
-
-
-@dataclass(kw_only=True)
-class LoopArguments:
-    """How long, what is looked at on the way, and where everything goes."""
-
-    output_dir: str = field(metadata=_help("Where checkpoints, samples, logs and the result go."))
-    max_train_steps: int = field(default=1000, metadata=_help("Optimizer steps."))
-    num_train_epochs: float | None = field(
-        default=None, metadata=_help("Passes over the training pairs; sets `max_train_steps` if given.")
-    )
-    logging_steps: int = field(default=20, metadata=_help("Optimizer steps between two lines of the log."))
-    logging_dir: str = field(default="logs", metadata=_help("Folder of the trackers, inside `output_dir`."))
-    report_to: str = field(default="tensorboard", metadata=_help('A tracker that accelerate knows, "all", or "none".'))
-    validation_steps: int = field(default=500, metadata=_help("Optimizer steps between two validations; 0 for none."))
-    num_validation_samples: int = field(default=256, metadata=_help("Held-out pairs a validation."))
-    checkpointing_steps: int = field(default=500, metadata=_help("Optimizer steps between checkpoints; 0 for none."))
-    checkpoints_total_limit: int | None = field(default=2, metadata=_help("Checkpoints kept, the newest."))
-    resume_from_checkpoint: str | None = field(
-        default=None, metadata=_help('A checkpoint folder, or "latest" (starts anew if there is none yet).')
-    )
-    dry_run: bool = field(default=False, metadata=_help("Print configuration, parameters and FLOPs a step, and end."))
-
-
-@dataclass(kw_only=True)
-class HubArguments:
-    """Sharing. The token is that of the environment or of `hf auth login`: no flag, so that no log can hold it."""
-
-    push_to_hub: bool = field(default=False, metadata=_help("Upload the result when training ends."))
-    hub_model_id: str | None = field(default=None, metadata=_help("Repository; by default named after `output_dir`."))
-
-
-@dataclass(kw_only=True)
-class TrainedTokenizerArguments:
-    """The tokenizer whose codes are worked with, and what is asked of it."""
-
-    vqvae_model_name_or_path: str | None = field(
-        default=None, metadata=_help("The tokenizer: a folder or repository with `vqvae` and `tokenizer` inside.")
-    )
-    tokenizer_floors: Keywords = field(
-        default_factory=Keywords,
-        metadata=_help(
-            "The least that is asked of the tokenizer on held-out pairs before work starts, as JSON, laid over "
-            f"{TOKENIZER_FLOORS}; 0 asks for nothing."
-        ),
-    )
-
-    def __post_init__(self) -> None:
-        self.tokenizer_floors.check("tokenizer_floors", TOKENIZER_FLOORS)
-        self.tokenizer_floors = Keywords(TOKENIZER_FLOORS | self.tokenizer_floors)
-
-
 @dataclass(kw_only=True)
 class TrainVQVAEArguments(HubArguments, LoopArguments, OptimizationArguments, DataArguments):
     """Settings of `training_scripts/train_vqvae.py`."""
 
     pretrained_model_name_or_path: str | None = field(
-        default=None, metadata=_help("Fine-tune this: a folder or repository with `vqvae` and `tokenizer` inside.")
+        default=None, metadata=about("Fine-tune this: a folder or repository with `vqvae` and `tokenizer` inside.")
     )
     vq_model_name_or_path: str | None = field(
         default=None,
-        metadata=_help(
+        metadata=about(
             "Take the image codec of this `VQModel` of diffusers: a folder or repository; the text codec is new."
         ),
     )
     model_init_kwargs: Keywords = field(
         default_factory=Keywords,
-        metadata=_help("Arguments of a new `MultimodalVQVAE`, as JSON; laid over those of the YAML."),
+        metadata=about("Arguments of a new `MultimodalVQVAE`, as JSON; laid over those of the YAML."),
     )
     tokenizer_name_or_path: str | None = field(
-        default=None, metadata=_help("Caption tokenizer to use; by default one is trained on the captions.")
+        default=None, metadata=about("Caption tokenizer to use; by default one is trained on the captions.")
     )
-    vocab_size: int = field(default=512, metadata=_help("Most tokens of a caption tokenizer trained here."))
+    vocab_size: int = field(default=512, metadata=about("Most tokens of a caption tokenizer trained here."))
     model_max_length: int = field(
-        default=16, metadata=_help("Tokens a caption, the end token included; r divides it.")
+        default=16, metadata=about("Tokens a caption, the end token included; r divides it.")
     )
-    train_modalities: str = field(default="image,text", metadata=_help('"image,text", "image" or "text".'))
+    train_modalities: str = field(default="image,text", metadata=about('"image,text", "image" or "text".'))
     quantizer_start_step: int = field(
-        default=100, metadata=_help("Optimizer steps without quantization, before the codebooks start by k-means.")
+        default=100, metadata=about("Optimizer steps without quantization, before the codebooks start by k-means.")
     )
     gradient_estimator: Literal["straight_through", "rotation_trick"] = field(
-        default="straight_through", metadata=_help("How the decoders' gradient passes the quantization.")
+        default="straight_through", metadata=about("How the decoders' gradient passes the quantization.")
     )
     codebook_update: Literal["ema", "gradient"] = field(
-        default="ema", metadata=_help("How codes follow their vectors: by a moving average, or by Adam.")
+        default="ema", metadata=about("How codes follow their vectors: by a moving average, or by Adam.")
     )
     codebook_kwargs: Keywords = field(
         default_factory=Keywords,
-        metadata=_help("Further arguments of `CodebookTrainer`, as JSON; laid over those of the YAML."),
+        metadata=about("Further arguments of `CodebookTrainer`, as JSON; laid over those of the YAML."),
     )
     loss_weights: Keywords = field(
         default_factory=Keywords,
-        metadata=_help(f"Weights of the loss terms, as JSON, laid over {TOKENIZER_LOSS_WEIGHTS}."),
+        metadata=about(f"Weights of the loss terms, as JSON, laid over {TOKENIZER_LOSS_WEIGHTS}."),
     )
     perceptual_model_name_or_path: str | None = field(
-        default=None, metadata=_help("Vision network of `image_perceptual`: a folder or repository. None by itself.")
+        default=None,
+        metadata=about("Vision network of `image_perceptual`: a folder or repository. None by itself."),
     )
     discriminator_kwargs: Keywords = field(
         default_factory=Keywords,
-        metadata=_help("Arguments of `AdversarialTrainer`, for `image_adversarial`, as JSON; over the YAML's."),
+        metadata=about("Arguments of `AdversarialTrainer`, for `image_adversarial`, as JSON; over the YAML's."),
     )
     alignment_ramp_steps: int = field(
         default=500,
-        metadata=_help("Optimizer steps over which the weight of `alignment` rises, from `quantizer_start_step` on."),
+        metadata=about("Optimizer steps over which the weight of `alignment` rises, from `quantizer_start_step` on."),
     )
 
     def __post_init__(self) -> None:
@@ -290,62 +125,86 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Trai
     """Settings of `training_scripts/train_dit.py`."""
 
     pretrained_model_name_or_path: str | None = field(
-        default=None, metadata=_help("Fine-tune this pipeline; its tokenizer is used too.")
+        default=None, metadata=about("Fine-tune this pipeline; its tokenizer is used too.")
     )
     distill_from: str | None = field(
         default=None,
-        metadata=_help(
+        metadata=about(
             "Train a student of few passes: the pipeline that it starts as, learns from and shares codes with."
         ),
     )
     distill_config: Keywords = field(
         default_factory=Keywords,
-        metadata=_help("Steps, guidance and divergence (`DistillationConfig`), as JSON; over the YAML's."),
+        metadata=about("Steps, guidance and divergence (`DistillationConfig`), as JSON; over the YAML's."),
+    )
+    process: Literal["masked", "gaussian"] = field(
+        default="masked",
+        metadata=about("What is diffused: codes that are hidden, or their vectors, which are noised."),
+    )
+    backbone: Literal["dit", "unet"] = field(
+        default="dit",
+        metadata=about(
+            "The network: the transformer, or for comparison the U-Net of diffusers (`unet_kwargs` of "
+            "`model_init_kwargs`) over pictures alone: of `time_mixture` no other task is trained."
+        ),
+    )
+    noise_scheduler: str | None = field(
+        default=None,
+        metadata=about(
+            "Scheduler of the Gaussian process, a class of diffusers: by default that of the pipeline to fine-tune, "
+            "or else DDPMScheduler, and for flow_prediction FlowMatchEulerDiscreteScheduler."
+        ),
     )
     codes_dir: str | None = field(
-        default=None, metadata=_help("What `encode_codes.py` wrote. Otherwise pictures are encoded on the fly.")
+        default=None, metadata=about("What `encode_codes.py` wrote. Otherwise pictures are encoded on the fly.")
     )
     model_init_kwargs: Keywords = field(
         default_factory=Keywords,
-        metadata=_help("Arguments of a new `VQDiTModel`, as JSON; laid over those of the YAML."),
+        metadata=about("Arguments of a new `VQDiTModel`, as JSON; laid over those of the YAML."),
     )
     scheduler_kwargs: Keywords = field(
         default_factory=Keywords,
-        metadata=_help("Arguments of the image scheduler, as JSON; laid over those of the YAML."),
+        metadata=about("Arguments of the image scheduler, as JSON; laid over those of the YAML."),
     )
     text_scheduler_kwargs: Keywords = field(
         default_factory=Keywords,
-        metadata=_help("Arguments of the text scheduler, as JSON; laid over those of the YAML."),
+        metadata=about("Arguments of the text scheduler, as JSON; laid over those of the YAML."),
     )
     time_mixture: Keywords = field(
         default_factory=Keywords,
-        metadata=_help("How often each kind of task is trained (`TimeMixture`), as JSON; over the YAML's."),
+        metadata=about("How often each kind of task is trained (`TimeMixture`), as JSON; over the YAML's."),
     )
     loss_config: Keywords = field(
-        default_factory=Keywords, metadata=_help("Weights of the loss (`MaskedLossConfig`), as JSON; over the YAML's.")
+        default_factory=Keywords,
+        metadata=about("Weights of the loss (`MaskedLossConfig` or `GaussianLossConfig`), as JSON; over the YAML's."),
     )
     validation_prompts: list[str] | None = field(
-        default=None, metadata=_help("Prompts of the sample grids; by default held-out captions.")
+        default=None, metadata=about("Prompts of the sample grids; by default held-out captions.")
     )
     num_inference_steps: int | None = field(
         default=None,
-        metadata=_help("Sampling steps of the sample grids: by default the pipeline's, for a student its own number."),
+        metadata=about("Sampling steps of the sample grids: by default the pipeline's, for a student its own number."),
     )
     guidance_scale: float | None = field(
         default=None,
-        metadata=_help("Guidance of the sample grids: by default the pipeline's, for a student 1, which is none."),
+        metadata=about("Guidance of the sample grids: by default the pipeline's, for a student 1, which is none."),
     )
     num_bound_samples: int = field(
-        default=1, metadata=_help("Draws a pair for the bounds of the validation; 0 for none.")
+        default=1, metadata=about("Draws a pair for the bounds of the validation; 0 for none.")
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.model_init_kwargs.check("model_init_kwargs", VQDiTModel)
-        self.scheduler_kwargs.check("scheduler_kwargs", MaskedDiffusionScheduler)
-        self.text_scheduler_kwargs.check("text_scheduler_kwargs", MaskedDiffusionScheduler)
+        check_process(self.process, self.backbone, self.model_init_kwargs, self.loss_config, self.distill_from)
+        if self.backbone == "unet":
+            self.model_init_kwargs["unet_kwargs"] = UNET_KWARGS | self.model_init_kwargs.get("unet_kwargs", {})
+            self.time_mixture = Keywords(PICTURES_ALONE)
+        if self.scheduler_class is not None:
+            self.scheduler_kwargs.check("scheduler_kwargs", self.scheduler_class)
+            self.text_scheduler_kwargs.check("text_scheduler_kwargs", self.scheduler_class)
         self.time_mixture.check("time_mixture", TimeMixture)
-        self.loss_config.check("loss_config", MaskedLossConfig)
+        self.loss_config.check("loss_config", LOSS_CONFIGS[self.process])
         self.distill_config.check("distill_config", DistillationConfig)
         if self.streaming and self.codes_dir is not None:
             raise ValueError(
@@ -368,6 +227,16 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Trai
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
+    @property
+    def scheduler_class(self) -> type[SchedulerMixin] | None:
+        """What `scheduler_kwargs` and `text_scheduler_kwargs` are the arguments of; `None` where a pipeline says."""
+        if self.pretrained_model_name_or_path is not None and (self.process, self.noise_scheduler) == (
+            "gaussian",
+            None,
+        ):
+            return None
+        return scheduler_class(self.process, self.noise_scheduler, self.model_init_kwargs.get("prediction_type"))
+
     def _check_distillation(self) -> None:
         for name in ("pretrained_model_name_or_path", "vqvae_model_name_or_path", "model_init_kwargs"):
             if getattr(self, name):
@@ -384,8 +253,8 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Trai
 class EncodeCodesArguments(TrainedTokenizerArguments, DataArguments):
     """Settings of `training_scripts/encode_codes.py`."""
 
-    output_dir: str = field(metadata=_help("Where the codes go."))
-    train_batch_size: int = field(default=256, metadata=_help("Pairs encoded at a time."))
+    output_dir: str = field(metadata=about("Where the codes go."))
+    train_batch_size: int = field(default=256, metadata=about("Pairs encoded at a time."))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -434,7 +303,7 @@ def parse_arguments(arguments_class: type[Arguments], section: str, argv: Sequen
     # The file is read as a command line before the real one: same types, same checks, and the last wins.
     tokens = [token for name, value in settings.items() if name not in mappings for token in _to_tokens(name, value)]
     namespace, unknown = parser.parse_known_args(tokens + argv)
-    _check_known([token[2:].split("=")[0] for token in unknown if token.startswith("--")], names, "The command line")
+    check_known([token[2:].split("=")[0] for token in unknown if token.startswith("--")], names, "The command line")
     if unknown:
         raise ValueError(f"The command line has {unknown[0]!r}, which belongs to no flag.")
     values = {name: value for name, value in vars(namespace).items() if name in names}
@@ -465,12 +334,12 @@ def read_config(path: str | Path, section: str, names: Iterable[str]) -> dict[st
             f"{path} must hold `format_version: {CONFIG_FORMAT_VERSION}`, the version that this hf_vqdit reads: bring "
             "the file to it, or use the version of hf_vqdit that the file was made for."
         )
-    _check_known(content, SECTIONS, path)
+    check_known(content, SECTIONS, path)
     common, own = content.get("common") or {}, content.get(section) or {}
     names = set(names)
     known_somewhere = names.union(*({item.name for item in fields(cls)} for cls in SCRIPT_ARGUMENTS))
-    _check_known(common, known_somewhere, f"`common` in {path}")
-    _check_known(own, names, f"`{section}` in {path}")
+    check_known(common, known_somewhere, f"`common` in {path}")
+    check_known(own, names, f"`{section}` in {path}")
     settings = {name: value for name, value in common.items() if name in names} | own
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -488,11 +357,3 @@ def _to_tokens(name: str, value: Any) -> list[str]:
     if isinstance(value, list):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}={value}"]
-
-
-def _check_known(keys: Iterable[str], known: Iterable[str], where: str | Path) -> None:
-    known = list(known)
-    for key in keys:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=3) or sorted(known)
-            raise ValueError(f"{where} has the unknown key {key!r}. Did you mean: {', '.join(near)}?")

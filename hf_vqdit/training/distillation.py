@@ -186,7 +186,7 @@ def distillation_objective(
             Steps, guidance and divergence; the defaults if left out.
 
     Returns:
-        [`MaskedLoss`]: in its `nats` the divergence stands in the place of the cross-entropy.
+        [`MaskedLoss`]: in its `sums` the divergence stands in the place of the cross-entropy.
 
     Raises:
         `ValueError`: `label_smoothing` is not 0.

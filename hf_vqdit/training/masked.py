@@ -10,12 +10,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 
+from hf_vqdit.models.transformer_vqdit import mask_rate
 from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
+from .rows import given_regions, is_trained, pad_weight, park_missing, sums_by_time
 from .times import TimeTable
 
 LOSS_WEIGHTINGS = ("uniform", "soft_inverse")
-NUM_TIME_BINS = 4
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class MaskedLoss:
             Each row's image loss, without gradient.
         text_loss_rows (`torch.FloatTensor` of shape `(B,)`):
             Each row's text loss, before `text_loss_weight` and without gradient.
-        nats (`dict[str, torch.FloatTensor]`):
+        sums (`dict[str, torch.FloatTensor]`):
             Tensors `(2,)`: cross-entropy (or what the objective puts in its place) in nats summed over hidden codes,
             and the number of those codes, without any weight, so that both can be summed over micro-batches and
             processes before dividing. `"image_nats"` and `"text_nats"` over all rows; `"image_nats/time_0.00_0.25"`
@@ -92,7 +93,7 @@ class MaskedLoss:
     loss: torch.FloatTensor
     image_loss_rows: torch.FloatTensor
     text_loss_rows: torch.FloatTensor
-    nats: dict[str, torch.FloatTensor]
+    sums: dict[str, torch.FloatTensor]
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,6 @@ class CodeLosses(NamedTuple):
 
     losses: torch.FloatTensor  # (B, ...), not yet weighted
     nats: torch.FloatTensor  # (B, ...), what is logged of them, detached
-
-
-def mask_rate(codes: torch.LongTensor, mask_token_id: int) -> torch.FloatTensor:
-    """What the transformer is told of a modality: each row's fraction of MASK among all its codes, `(B,)`."""
-    return (codes == mask_token_id).flatten(1).float().mean(dim=1)
 
 
 def masked_objective(
@@ -226,19 +222,19 @@ def hide_pair(
     """
     architecture, generators = extract_model_from_parallel(model), list(generators)
     device = image_codes.device
-    parked = _park_missing(times.image_time.to(device), times.text_time.to(device), has_image, has_text)
+    parked = park_missing(times.image_time.to(device), times.text_time.to(device), has_image, has_text)
     hidden = []
     for codes, time, mask_token_id, law, region_shape in (
         (image_codes, parked[0], architecture.image_mask_id, scheduler, image_codes.shape[1:]),
         # All groups of a text position are given, or none is.
         (text_codes, parked[1], architecture.text_mask_id, text_scheduler, (text_codes.shape[1], 1)),
     ):
-        is_trained = _is_trained(time)
+        trained = is_trained(time)
         if move_times is not None:
-            time = torch.where(is_trained, move_times(time), time)
-        given = _given_regions(region_shape, is_trained, region_fraction, generators).expand_as(codes)
+            time = torch.where(trained, move_times(time), time)
+        given = given_regions(region_shape, trained, region_fraction, generators).expand_as(codes)
         noisy_codes = law.add_noise(codes, time, mask_token_id=mask_token_id, frozen_mask=given, generator=generators)
-        hidden.append(HiddenCodes(codes, noisy_codes, mask_token_id, time, is_trained))
+        hidden.append(HiddenCodes(codes, noisy_codes, mask_token_id, time, trained))
     return tuple(hidden)
 
 
@@ -254,63 +250,22 @@ def weigh_losses(
     pad_id = extract_model_from_parallel(model).text_pad_id
     image_weight = _rate_weight(image.rate, config.image_loss_weighting, config.max_inverse_weight)[:, None, None]
     text_weight = _rate_weight(text.rate, config.text_loss_weighting, config.max_inverse_weight)[:, None, None]
-    text_weight = text_weight * _pad_weight(text.codes, pad_id, config.pad_loss_weight)
+    text_weight = text_weight * pad_weight(text.codes, pad_id, config.pad_loss_weight)
     image_loss_rows = (image_weight * image_losses.losses).flatten(1).mean(dim=1)  # (B,)
     text_loss_rows = (text_weight * text_losses.losses).flatten(1).mean(dim=1)  # (B,)
     return MaskedLoss(
         loss=(image_loss_rows + config.text_loss_weight * text_loss_rows).mean(),
         image_loss_rows=image_loss_rows.detach(),
         text_loss_rows=text_loss_rows.detach(),
-        nats=_by_time_bin("image_nats", image_losses.nats, image) | _by_time_bin("text_nats", text_losses.nats, text),
+        sums=sums_by_time("image_nats", image_losses.nats, image.hidden, image.time)
+        | sums_by_time("text_nats", text_losses.nats, text.hidden, text.time),
     )
-
-
-def _park_missing(
-    image_time: torch.Tensor,
-    text_time: torch.Tensor,
-    has_image: torch.Tensor | None,
-    has_text: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A missing modality goes to time 1; where it was the one to be trained, the other one takes over its time."""
-    has_image = torch.ones_like(image_time, dtype=torch.bool) if has_image is None else has_image.to(image_time.device)
-    has_text = torch.ones_like(text_time, dtype=torch.bool) if has_text is None else has_text.to(text_time.device)
-    parked_image = torch.where(~has_text & ~_is_trained(image_time), text_time, image_time)
-    parked_text = torch.where(~has_image & ~_is_trained(text_time), image_time, text_time)
-    return torch.where(has_image, parked_image, 1.0), torch.where(has_text, parked_text, 1.0)
-
-
-def _is_trained(time: torch.Tensor) -> torch.Tensor:
-    """A modality parked at exactly 0 or 1 is a condition."""
-    return (time > 0) & (time < 1)
-
-
-def _given_regions(
-    shape: tuple[int, int], is_trained: torch.Tensor, fraction: float, generators: Sequence[torch.Generator]
-) -> torch.Tensor:
-    """In a `fraction` of the trained rows a random box (half of them: all but it) is True: given. `(B, *shape)`"""
-    given = torch.zeros(len(generators), *shape, dtype=torch.bool)
-    if fraction > 0:
-        for row, generator in zip(given, generators, strict=True):
-            chance, flip, u_rows, u_columns, u_top, u_left = torch.rand(6, generator=generator).tolist()
-            if chance < fraction:
-                num_rows, num_columns = 1 + int(u_rows * shape[0]), 1 + int(u_columns * shape[1])
-                top, left = int(u_top * (shape[0] - num_rows + 1)), int(u_left * (shape[1] - num_columns + 1))
-                row[top : top + num_rows, left : left + num_columns] = True
-                row ^= flip < 0.5
-    return given.to(is_trained.device) & is_trained[:, None, None]
 
 
 def _rate_weight(rate: torch.Tensor, weighting: str, max_inverse_weight: float) -> torch.Tensor:
     if weighting == "uniform":
         return torch.ones_like(rate)
     return 1 / (rate + (1 - rate) / max_inverse_weight)
-
-
-def _pad_weight(text_codes: torch.Tensor, text_pad_id: int, pad_loss_weight: float) -> torch.Tensor:
-    """`pad_loss_weight` at text positions that are PAD after the first one, 1 elsewhere; `(B, S/r, 1)`."""
-    is_pad = text_codes[:, :, :1] == text_pad_id  # all groups of a position are PAD, or none is
-    is_later_pad = is_pad & (is_pad.cumsum(dim=1) > 1)
-    return torch.where(is_later_pad, pad_loss_weight, 1.0)
 
 
 def _cross_entropy(logits: torch.Tensor, hidden_codes: HiddenCodes, label_smoothing: float) -> CodeLosses:
@@ -322,14 +277,3 @@ def _cross_entropy(logits: torch.Tensor, hidden_codes: HiddenCodes, label_smooth
     if label_smoothing > 0:
         losses = F.cross_entropy(logits, codes.flatten(), reduction="none", label_smoothing=label_smoothing)
     return CodeLosses(losses.view_as(codes).where(hidden, 0.0), nats.detach().where(hidden, 0.0))
-
-
-def _by_time_bin(name: str, nats: torch.Tensor, hidden_codes: HiddenCodes) -> dict[str, torch.FloatTensor]:
-    """Nats and hidden codes, summed over the rows of each part of time and over all rows."""
-    hidden = hidden_codes.hidden
-    rows = torch.stack([nats.flatten(1).sum(dim=1), hidden.flatten(1).sum(dim=1).float()], dim=1)  # (B, 2)
-    bins = (hidden_codes.time * NUM_TIME_BINS).long().clamp(max=NUM_TIME_BINS - 1)  # (B,)
-    sums = rows.new_zeros(NUM_TIME_BINS, 2).index_add(0, bins, rows)
-    edges = [index / NUM_TIME_BINS for index in range(NUM_TIME_BINS + 1)]
-    names = [f"{name}/time_{low:.2f}_{high:.2f}" for low, high in zip(edges, edges[1:], strict=False)]
-    return {name: sums.sum(dim=0)} | dict(zip(names, sums, strict=True))

@@ -83,6 +83,10 @@ def preview_pipeline(
         settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         return pipeline(**given, generator=generators, **settings)
 
+    if pipeline.transformer.config.unet_kwargs is not None:  # it knows pictures alone
+        drawn = generate(NUM_PREVIEWS, num_images_per_prompt=NUM_PREVIEWS, output_modalities=("image",)).images
+        return draw_section("Pictures", [GridItem((picture,), "") for picture in drawn])
+
     sections = {}
     if prompts:
         drawn = generate(len(prompts), prompt=prompts).images

@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from hf_vqdit.data import PairStream, RecordCounts, ResumableBatchSampler, RowKey, StreamBatches
 from hf_vqdit.evaluation.report import SUMMARY_FILE
-from hf_vqdit.training.arguments import OptimizationArguments, write_config
+from hf_vqdit.training.argument_groups import OptimizationArguments
+from hf_vqdit.training.arguments import write_config
 from hf_vqdit.training.checkpoints import find_checkpoint, publish, read_data_state, read_state, write_data_state
 from hf_vqdit.training.cost import describe_cost
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from datasets import Image as ImageColumn
+from gaussian_inputs import make_gaussian_pipeline
 from PIL import Image
 from vision_models import save_clip, save_vision_model
 
-from hf_vqdit import MultimodalVQVAE
+from hf_vqdit import MultimodalVQVAE, save_pipeline
 from hf_vqdit.data import load_caption_tokenizer, shapes_dataset, train_caption_tokenizer
 from hf_vqdit.hub import write_model_card
 
@@ -93,6 +94,23 @@ def test_own_pairs_have_every_figure_that_needs_no_judge(saved_pipeline, tmp_pat
     notes = [line.removeprefix("Note: ") for line in capsys.readouterr().out.splitlines() if line.startswith("Note: ")]
     assert notes == figures["notes"] and all(f"- {note}" in report for note in notes)
     assert any("16 features" in note for note in notes) and any("one in 13" in note for note in notes)
+
+
+def test_a_gaussian_pipeline_has_the_same_figures(tiny_pipeline, tmp_path):
+    pipeline = make_gaussian_pipeline(tiny_pipeline, prediction_type="flow_prediction")
+    save_pipeline(pipeline, tmp_path / "pipeline")
+    where = (f"--pipeline={tmp_path / 'pipeline'}", *save_own_pairs(tmp_path), *FEW)
+    evaluate(*where, f"--output_dir={tmp_path / 'output'}", "--leave_out", "picture_sets")
+    figures, _ = read_outputs(tmp_path / "output")
+    assert EVERYWHERE <= set(figures) and set(figures["bounds"]) >= {"x", "y", "x|y", "y|x", "x,y"}
+
+
+def test_a_unet_which_draws_pictures_alone_is_sent_to_the_sweep(tiny_pipeline, tmp_path):
+    unet = {"block_out_channels": (16, 32), "norm_num_groups": 8, "layers_per_block": 1}
+    unet |= {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    save_pipeline(make_gaussian_pipeline(tiny_pipeline, unet_kwargs=unet), tmp_path / "pipeline")
+    with pytest.raises(ValueError, match="U-Net.*--sweep --sweep_directions image"):
+        evaluate(f"--pipeline={tmp_path / 'pipeline'}", *save_own_pairs(tmp_path), f"--output_dir={tmp_path}", *FEW)
 
 
 def test_parts_that_take_long_can_be_left_out(saved_pipeline, tmp_path):

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from gaussian_inputs import make_gaussian_pipeline
 from PIL import Image
 
 from hf_vqdit import MaskedDiffusionScheduler
@@ -14,6 +15,7 @@ from hf_vqdit.evaluation.judge import ShapesJudge
 from hf_vqdit.evaluation.picture_sets import diversity, frechet_distance
 from hf_vqdit.evaluation.sampling import HeldOutPairs, read_held_out, sample
 from hf_vqdit.evaluation.sweep import (
+    DEFAULT_DIRECTIONS,
     DIRECTIONS,
     FRECHET_DISTANCE,
     JUDGED_QUALITY,
@@ -38,6 +40,8 @@ CALL = {
     "text_guidance_scale": 1.0,
     "joint_order": "text_first",
 }
+UNET = {"block_out_channels": (16, 32), "norm_num_groups": 8, "layers_per_block": 1}
+UNET |= {"down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")}
 JUDGED = JUDGED_QUALITY["text_to_image"]
 GUIDANCE, REMASKING = QUESTIONS
 
@@ -65,11 +69,12 @@ def give_back(results: list[Result]):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_a_setting_differs_from_the_base_in_one_thing(tiny_pipeline, direction):
     base, *variations = make_settings(direction, CALL, tiny_pipeline)
-    assert (base.varied, base.call, base.scheduler, base.text_scheduler) == ("base", CALL, {}, {})
+    alone = {"output_modalities": ("image",), "guidance_scale": 1.0} if direction == "image" else {}
+    assert (base.varied, base.call, base.scheduler, base.text_scheduler) == ("base", CALL | alone, {}, {})
     assert len({setting.label for setting in variations}) == len(variations)
     generated = {"image": "scheduler", "text": "text_scheduler"}
     for setting in variations:
-        changed = {name for name in CALL if setting.call[name] != CALL[name]}
+        changed = {name for name in base.call if setting.call[name] != base.call[name]}
         changed |= {name for name in generated.values() if getattr(setting, name)}
         steps = {f"num_{'text_' * (modality == 'text')}inference_steps" for modality in DIRECTIONS[direction]}
         assert changed in (
@@ -79,7 +84,8 @@ def test_a_setting_differs_from_the_base_in_one_thing(tiny_pipeline, direction):
             {"joint_order"},
         )
     assert [s.label for s in variations if s.varied == "steps"] == [f"{count} steps" for count in NUM_STEPS]
-    varied = {"steps", "guidance", "temperature", "mask schedule", "order", "remasking"}
+    varied = {"steps", "temperature", "mask schedule", "order", "remasking"}
+    varied |= {"guidance"} if direction != "image" else set()
     assert {s.varied for s in variations} == varied | ({"joint order"} if direction == "joint" else set())
 
 
@@ -129,14 +135,14 @@ def test_every_setting_is_run_or_named_as_left_out(tiny_pipeline, held_out, tmp_
     assert (tiny_pipeline.scheduler, tiny_pipeline.text_scheduler) == own
     tried = [(r.setting.direction, r.setting.label) for r in sweep.results]
     left_out = [(setting.direction, setting.label) for setting, _ in sweep.left_out]
-    wanted = [(name, setting.label) for name in DIRECTIONS for setting in make_settings(name, CALL, tiny_pipeline)]
+    wanted = [(name, s.label) for name in DEFAULT_DIRECTIONS for s in make_settings(name, CALL, tiny_pipeline)]
     assert sorted(tried + left_out) == sorted(wanted)
     assert all(reason for _, reason in sweep.left_out)
     for result in sweep.results:
         assert len(result.figures) == 2
         assert all(0 <= value <= 1 for value in result.values(sweep.quality[result.setting.direction].key))
         assert all(value > 0 for name in ("forward_passes", "seconds") for value in result.values(name))
-    assert len(sweep.statements) == 2 * len(DIRECTIONS)
+    assert len(sweep.statements) == 2 * len(DEFAULT_DIRECTIONS)
 
     write_sweep(sweep, tmp_path / "new", {"processor": "this one"})
     assert Image.open(tmp_path / "new" / "sweep.png").width == 1200
@@ -175,6 +181,18 @@ def test_passes_rows_and_figures_are_those_of_the_setting(tiny_pipeline, held_ou
     }
     captions = bench.run(make_settings("image_to_text", CALL, tiny_pipeline)[0], [0]).figures[0]
     assert {"image_to_text_chrf", "image_to_text_exact"} <= set(captions) and "fid_tokenizer_latents" not in captions
+
+
+@pytest.mark.parametrize("config", ({}, {"unet_kwargs": UNET}), ids=("transformer", "unet"))
+def test_pictures_alone_are_compared_whatever_the_process_and_the_network(tiny_pipeline, held_out, config):
+    pipeline = make_gaussian_pipeline(tiny_pipeline, prediction_type="flow_prediction", **config)
+    sweep = run_sweep(pipeline, held_out, CALL, ("image",), num_samples=2, num_seeds=2)
+    assert [result.setting.label for result in sweep.results] == ["base", *(f"{count} steps" for count in NUM_STEPS)]
+    for result in sweep.results:  # a row for each pass
+        num_steps = result.setting.call["num_inference_steps"]
+        assert result.mean("forward_passes") == result.mean("forward_rows") == num_steps
+        assert result.mean("fid_tokenizer_latents") > 0
+    assert all("FlowMatchEulerDiscreteScheduler has no setting" in reason for _, reason in sweep.left_out)
 
 
 def test_sets_of_pictures_are_compared_on_the_latents_of_the_tokenizer(tiny_pipeline, held_out):

@@ -1,4 +1,6 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
+import json
+
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
@@ -246,6 +248,16 @@ def test_save_and_load_are_bit_equal(tmp_path, config):
     assert dict(VQDiTModel.from_config(loaded.config).config) == dict(loaded.config)
 
 
+def test_a_masked_checkpoint_of_before_there_was_another_process_loads(tmp_path):
+    model, inputs = wake(make_model()), make_inputs()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("image_code_dim", "text_code_dim", "prediction_type", "learn_sigma"):
+        del config[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert distance(model(**inputs), VQDiTModel.from_pretrained(tmp_path)(**inputs)) == 0
+
+
 def test_averaged_weights_save_and_load(tmp_path):
     model = wake(make_model())
     EMAModel(model.parameters(), model_cls=VQDiTModel, model_config=model.config).save_pretrained(tmp_path)
@@ -329,7 +341,7 @@ def test_layerwise_casting_leaves_what_is_sensitive_alone():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"process": "gaussian"}, "masked"),
+        ({"process": "uniform"}, r"\('masked', 'gaussian'\), but is 'uniform'"),
         ({"num_attention_heads": 3}, "num_attention_heads"),
         ({"num_attention_heads": 16}, "at least 4"),
         ({"axes_dims_rope": (4, 4, 4)}, "sum to the head dimension 16"),

@@ -202,7 +202,7 @@ def test_the_loss_is_that_of_a_plain_loop():
 def test_uniform_logits_cost_the_logarithm_of_the_classes():
     loss = objective(make_model(awake=False), make_times(0.5, 0.5, 64))
     for name, classes in (("image_nats", V_X), ("text_nats", V_Y + 1)):
-        nats, count = loss.nats[name].tolist()
+        nats, count = loss.sums[name].tolist()
         assert nats / count == pytest.approx(math.log(classes), rel=1e-5)
 
 
@@ -243,22 +243,22 @@ def test_accumulation_and_ranks_give_the_gradient_of_the_whole_batch(num_parts):
         own = objective(parts, times, config=config, rows=rows, has_text=has_text)
         (own.loss / num_parts).backward()
         losses.append(own.loss.item())
-        nats = {name: nats.get(name, 0) + own.nats[name] for name in own.nats}
+        nats = {name: nats.get(name, 0) + own.sums[name] for name in own.sums}
 
     assert sum(losses) / num_parts == pytest.approx(loss.loss.item(), rel=1e-6)
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=1e-5, atol=1e-8)
     for name in nats:
-        assert torch.allclose(nats[name], loss.nats[name])
+        assert torch.allclose(nats[name], loss.sums[name])
 
 
 def test_nats_of_the_time_bins_sum_to_the_whole():
     loss = objective(make_model(), draw_times(32, TimeMixture(), step_generator(0, 0)))
     for name in ("image_nats", "text_nats"):
-        bins = [value for key, value in loss.nats.items() if key.startswith(f"{name}/")]
+        bins = [value for key, value in loss.sums.items() if key.startswith(f"{name}/")]
         assert len(bins) == 4
-        assert torch.allclose(sum(bins), loss.nats[name])
-    only_late = objective(make_model(), make_times(0.8, 0.0)).nats
+        assert torch.allclose(sum(bins), loss.sums[name])
+    only_late = objective(make_model(), make_times(0.8, 0.0)).sums
     assert only_late["image_nats/time_0.75_1.00"][1] == only_late["image_nats"][1] > 0
 
 

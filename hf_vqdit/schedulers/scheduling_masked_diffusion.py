@@ -125,8 +125,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         order (`str`, *optional*, defaults to `"confidence"`):
             `"ancestral"`, `"confidence"`, `"entropy"`, `"random"` or `"halton"`, see above.
         temperature (`float`, *optional*, defaults to 1.0):
-            Divides the logits before a code is drawn; 0 takes the most probable code. The confidence is that of the
-            undivided, unfiltered logits.
+            Divides the logits before a code is drawn; 0 takes the most probable code. Confidence and entropy are
+            those of the undivided, unfiltered logits.
         choice_temperature (`float`, *optional*, defaults to 1.0):
             Scale of the Gumbel noise of the confidence order. It is multiplied by the mask rate, so that it falls as
             the sample fills. 0 decodes the most confident codes first.

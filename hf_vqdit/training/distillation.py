@@ -36,7 +36,7 @@ class DistillationConfig:
             Passes that the student is made for.
         num_teacher_steps (`int`, defaults to 12):
             Passes of the teacher over the same way; a multiple of `num_student_steps`.
-        guidance_scale (`float`, defaults to 3.0):
+        guidance_scale (`float`, defaults to 2.0):
             Guidance of the teacher's picture by the caption, which becomes part of the student (guidance distillation,
             Meng 2023). Off at 1 or below.
         text_guidance_scale (`float`, defaults to 1.0):
@@ -56,7 +56,7 @@ class DistillationConfig:
 
     num_student_steps: int = 4
     num_teacher_steps: int = 12
-    guidance_scale: float = 3.0
+    guidance_scale: float = 2.0
     text_guidance_scale: float = 1.0
     reverse_kl_weight: float = 0.1
     student_temperature: float = 0.8

@@ -114,7 +114,7 @@ def test_a_decoded_code_stays_as_it_is(run, noisy_model, order):
         assert torch.equal(after[known], before[known])
 
 
-@pytest.mark.parametrize("order", ("confidence", "random", "halton"))
+@pytest.mark.parametrize("order", ("confidence", "entropy", "random", "halton"))
 @pytest.mark.parametrize("mask_schedule", SCHEDULES)
 def test_counts_follow_each_rows_own_masks(run, noisy_model, order, mask_schedule):
     num_masks = torch.tensor([0, 1, 3, 29, 100])
@@ -454,7 +454,7 @@ def test_times_that_are_no_times_are_an_error(timesteps, error, message):
         MaskedDiffusionScheduler().add_noise(torch.zeros(2, 6, dtype=torch.int64), timesteps, mask_token_id=9)
 
 
-@pytest.mark.parametrize("config", ({}, {"temperature": 0.0}, {"top_k": 3, "top_p": 0.8}))
+@pytest.mark.parametrize("config", ({}, {"order": "entropy"}, {"temperature": 0.0}, {"top_k": 3, "top_p": 0.8}))
 def test_drawing_some_rows_at_a_time_changes_nothing(run, noisy_model, monkeypatch, config):
     scheduler, sample = MaskedDiffusionScheduler(**config), torch.full((3, 4, 5), 9)
     whole = run(scheduler, noisy_model(9), sample, 4, generators(1, 2, 3))

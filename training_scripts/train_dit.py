@@ -84,14 +84,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_tokenizer(vqvae, validation_set, args.tokenizer_floors)
     batches = run.batches(train_set, collate_fn)
     held_out, seen = (
-        [encode_batch(vqvae, batch) for batch in run.first_batches(dataset, collate_fn, args.num_validation_samples)]
+        [encode_batch(vqvae, batch) for batch in run.some_batches(dataset, collate_fn, args.num_validation_samples)]
         for dataset in (validation_set, train_set)
     )
 
     # Model, optimizer, averaged weights, the pipeline around them
     model, schedulers = make_model(args, vqvae, held_out[0])
     if args.process == "gaussian":
-        measure_priors(vqvae, model, run.first_batches(train_set, collate_fn, NUM_PRIOR_SAMPLES))
+        measure_priors(vqvae, model, run.some_batches(train_set, collate_fn, NUM_PRIOR_SAMPLES))
     distill_config = DistillationConfig(**args.distill_config) if args.distill_from is not None else None
     objective = make_objective(run, model, vqvae, distill_config)
     optimizer = make_optimizer(model, args)

@@ -145,9 +145,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if accelerator.is_main_process:
         with run.averaged_weights():
             model.eval()
-            measure_latents(model, run.first_batches(train_set, collate_pairs, NUM_STATISTICS_PAIRS))
+            measure_latents(model, run.some_batches(train_set, collate_pairs, NUM_STATISTICS_PAIRS))
             if model.config.text_transition_rank is not None and args.loss_weights["text_crf"] == 0:
-                fit_bigram_transitions(model, run.first_batches(train_set, collate_pairs, NUM_STATISTICS_PAIRS))
+                fit_bigram_transitions(model, run.some_batches(train_set, collate_pairs, NUM_STATISTICS_PAIRS))
             model.save_pretrained(run.output_dir / "vqvae")
         tokenizer.save_pretrained(run.output_dir / "tokenizer")
         write_model_card(
@@ -287,7 +287,7 @@ def validate(
     """Measures the averaged weights on held-out pairs and draws some of them."""
     model.eval()
     with run.averaged_weights():
-        batches = list(run.first_batches(validation_set, collate_pairs, run.arguments.num_validation_samples))
+        batches = list(run.some_batches(validation_set, collate_pairs, run.arguments.num_validation_samples))
         figures = tokenizer_figures(model, batches, tokenizer.pad_token_id)
         run.save_samples(step, preview_reconstructions(model, tokenizer, batches[0]))
     run.log_validation(step, figures)

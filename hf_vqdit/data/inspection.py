@@ -69,6 +69,7 @@ class Inspection:
                 "width": _spread([header.width for header in self.headers]),
                 "height": _spread([header.height for header in self.headers]),
                 "smaller_than_resolution": _share(num_smaller, len(self.headers)),
+                "cut_off": _spread([1 - min(h.width, h.height) / max(h.width, h.height) for h in self.headers]),
                 "modes": dict(Counter(header.mode for header in self.headers).most_common()),
                 "equal_to_an_earlier_one": len(self.headers) - len(self.pictures),
                 "examples_of_equal_ones": [keys[:_MAX_EXAMPLES] for keys in equal_pictures[:_MAX_EXAMPLES]],
@@ -144,6 +145,9 @@ def _lines(inspection: Inspection) -> Iterator[str]:
         for side in ("width", "height"):
             yield f"    - {side} in pixels: {_to_text(pictures[side])}"
         yield f"    - {pictures['smaller_than_resolution']:.1%} smaller than {resolution} pixels, which are enlarged"
+        cut_off = pictures["cut_off"]
+        median, most = cut_off["median"], cut_off["greatest"]
+        yield f"    - cut off to make them square: {median:.1%} of the median picture, {most:.1%} of the longest"
         yield f"    - modes: {modes}"
     if captions["number"]:
         yield f"- {captions['number']:,} captions, {captions['equal_to_an_earlier_one']:,} equal to an earlier one"
@@ -186,7 +190,7 @@ def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _spread(values: Sequence[int]) -> dict[str, float] | None:
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
     if not values:
         return None
     return {"least": min(values), "median": float(np.median(values)), "greatest": max(values)}

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """Image-text pairs from any source that `datasets` reads, as splits to train on and to hold out."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,12 @@ from .emoji import emoji_dataset
 from .shapes import shapes_dataset
 from .sources import load_splits
 
+logger = logging.getLogger(__name__)
+
 SHAPES_CONFIGS = {"one_object": 1, "two_objects": 2}
 _BUILT_IN = ("shapes", "emoji")
 _DEFAULT_SHAPES_ROWS = 20_000
+_FEW_HELD_OUT = 50
 
 
 def load_pairs(
@@ -180,6 +184,12 @@ def _hold_out(
             )
         parts = train.train_test_split(test_size=validation_fraction, seed=seed)
         train, validation = parts["train"], parts["test"]
+        if len(validation) < _FEW_HELD_OUT:
+            logger.warning(
+                "Only %d of %d pairs are held out, on which every figure rests: raise `validation_fraction`.",
+                len(validation),
+                len(validation) + len(train),
+            )
     if max_train_samples is not None and max_train_samples < len(train):
         train = train.shuffle(seed=seed).select(range(max_train_samples))
     return DatasetDict({"train": train, "validation": validation})

@@ -79,6 +79,21 @@ def score_pairs(clip: ClipScorer, tasks: Tasks, answers: Sequence[Answers], batc
     }
 
 
+def find_filled_word(filled: str, caption: str, hidden_word: int) -> int:
+    """Where in a caption the hidden word was filled in: where it was, or at the end of the word before, as a comma is.
+
+    Args:
+        filled (`str`): The caption with the word filled in.
+        caption (`str`): The caption as it was.
+        hidden_word (`int`): Index of the hidden word in `caption.split()`.
+
+    Returns:
+        `int`: Index in `filled.split()`.
+    """
+    is_apart = filled.split()[:hidden_word] == caption.split()[:hidden_word]
+    return hidden_word if is_apart else max(hidden_word - 1, 0)
+
+
 def draw_samples(
     tasks: Tasks, restored: torch.Tensor, answers: Answers, training: TrainingPictures | None = None
 ) -> Image.Image:
@@ -106,7 +121,11 @@ def draw_samples(
     )
     masks = [Image.fromarray(mask[0].mul(255).byte().numpy()) for mask in tasks.half_masks]
     hidden = [show_hidden(picture, mask) for picture, mask in zip(real, masks, strict=False)]
-    captions, words = tasks.pairs.captions, [(index,) for index in tasks.hidden_words]
+    captions = tasks.pairs.captions
+    words = [
+        (find_filled_word(filled, caption, index),)
+        for filled, caption, index in zip(answers.filled, captions, tasks.hidden_words, strict=True)
+    ]
 
     def draw(
         title: str, description: str, pictures: tuple[list, ...], *columns: Sequence, rows: int = 1

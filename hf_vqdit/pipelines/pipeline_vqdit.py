@@ -814,8 +814,9 @@ class VQDiTPipeline(DiffusionPipeline):
             nearest = tuple(max(1, round(x / multiple)) * multiple for x in (height, width))
             raise ValueError(
                 f"Height and width must be multiples of {multiple} (the VQ-VAE's downsampling times the transformer's"
-                f" patch size), got {height} x {width} pixels. Pass `height={nearest[0]}, width={nearest[1]}`; a given"
-                " `image` is resized to it, or placed on it by `image_position`."
+                f" patch size), got {height} x {width} pixels. A given `image` is resized to `height` and `width`, or"
+                f" placed on them by `image_position`: {nearest[0]} x {nearest[1]} is nearest, sample_size"
+                f" {self.transformer.config.sample_size} times {self.vqvae.image_downsample_factor} what was trained."
             )
         return height, width
 

@@ -186,14 +186,16 @@ class TrainingRun:
         self.records.add(batch)
         return self._to_device(batch)
 
-    def first_batches(
+    def some_batches(
         self, dataset: Dataset | PairStream, collate_fn: Callable, num_rows: int
     ) -> Iterator[dict[str, Any]]:
-        """The first rows of a data set, in order, in batches; the whole of it on each process that asks."""
+        """Some rows of a data set in batches, the same each time and on each process that asks: random ones, since
+        data sets come in alphabetical and other orders; the first ones of a stream."""
         if isinstance(dataset, PairStream):
             items = dataset.first_items(num_rows)
         else:
-            items = (dataset[RowKey(0, row, row)] for row in range(min(len(dataset), num_rows)))
+            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.arguments.seed))
+            items = (dataset[RowKey(0, index, row)] for row, index in enumerate(order[:num_rows].tolist()))
         while rows := list(islice(items, self.arguments.train_batch_size)):
             batch = collate_fn(rows)
             self.records.add(batch)

@@ -39,6 +39,7 @@ def test_an_inspection_counts_what_is_there(streaming, num_workers, pairs, tmp_p
         "width": {"least": 30, "median": 30, "greatest": 30},
         "height": {"least": 20, "median": 22, "greatest": 23},
         "smaller_than_resolution": 2 / 5,
+        "cut_off": pytest.approx({"least": 1 - 23 / 30, "median": 1 - 22 / 30, "greatest": 1 - 20 / 30}),
         "modes": {"RGB": 5},
         "equal_to_an_earlier_one": 1,
     }
@@ -53,6 +54,7 @@ def test_an_inspection_counts_what_is_there(streaming, num_workers, pairs, tmp_p
 
     text = format_inspection({"train": inspection})
     assert "## train" in text and "7 records read, 1 of them bad" in text and "sample5" in text
+    assert "26.7% of the median picture, 33.3% of the longest" in text
     assert "40.0% smaller than 22 pixels" in text and "sample3, " in text
 
 

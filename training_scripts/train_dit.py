@@ -51,18 +51,18 @@ from hf_vqdit.training.distillation import (
     distillation_objective,
     student_scheduler,
 )
-from hf_vqdit.training.gaussian import GaussianLoss, gaussian_objective
-from hf_vqdit.training.masked import MaskedLoss, masked_objective
+from hf_vqdit.training.gaussian import gaussian_objective
+from hf_vqdit.training.masked import masked_objective
 from hf_vqdit.training.overfitting import OverfittingSignal
 from hf_vqdit.training.previews import preview_pipeline
 from hf_vqdit.training.processes import LOSS_CONFIGS, load_scheduler, measure_priors, scheduler_settings
+from hf_vqdit.training.rows import PairLoss
 from hf_vqdit.training.run import TrainingRun, make_optimizer
 from hf_vqdit.training.times import TimeMixture, TimeTable, draw_times, row_generator, step_generator
 from hf_vqdit.training.tokenizer_check import check_tokenizer
 
 logger = logging.getLogger("hf_vqdit.train_dit")
 
-Loss = MaskedLoss | GaussianLoss
 NUM_PRIOR_SAMPLES = 2000  # pairs in which codes are counted
 
 # What is logged of a validation -> the direction whose bound on -log2 p it is, in bits a pair.
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pipeline.set_progress_bar_config(disable=True)
     mixture, loss_config = TimeMixture(**args.time_mixture), LOSS_CONFIGS[args.process](**args.loss_config)
 
-    def compute_loss(model: torch.nn.Module, batch: dict[str, Any], times: TimeTable, step: int) -> Loss:
+    def compute_loss(model: torch.nn.Module, batch: dict[str, Any], times: TimeTable, step: int) -> PairLoss:
         """Hides or noises codes of a micro-batch and predicts; each row draws from a generator of its own."""
         generators = [row_generator(args.seed, step, row) for row in batch["row"].tolist()]
         return objective(
@@ -245,7 +245,7 @@ def make_model(
 
 def make_objective(
     run: TrainingRun, model: VQDiTModel, vqvae: MultimodalVQVAE, distill_config: DistillationConfig | None
-) -> Callable[..., Loss]:
+) -> Callable[..., PairLoss]:
     """The objective on the data, or that of a student whose teacher is the model as it is now, before any step."""
     run.pin("teacher", None if distill_config is None else weights_digest(model))
     if model.config.process == "gaussian":
@@ -263,7 +263,7 @@ def validate(
     pipeline: VQDiTPipeline,
     held_out: Sequence[dict[str, Any]],
     seen: Sequence[dict[str, Any]],
-    compute_loss: Callable[..., Loss],
+    compute_loss: Callable[..., PairLoss],
     mixture: TimeMixture,
     overfitting: OverfittingSignal,
     step: int,

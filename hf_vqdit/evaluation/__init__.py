@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """Evaluation: figures of a trained pipeline for any data, the judge for `shapes`, likelihood bounds, grids, report."""
 
-from .bounds import bound_bits
+from .bounds import bound_bits_per_pair
 from .clip import ClipScorer
 from .comparison import compare_answers
 from .features import TokenizerLatents, extract_features, load_feature_network, train_own_features
@@ -26,7 +26,7 @@ __all__ = [
     "TokenizerLatents",
     "TrainingPictures",
     "answer_tasks",
-    "bound_bits",
+    "bound_bits_per_pair",
     "compare_answers",
     "diversity",
     "draw_section",

@@ -25,25 +25,6 @@ DIRECTIONS = {
 }
 
 
-def bound_bits(
-    model: torch.nn.Module,
-    image_codes: torch.LongTensor,
-    text_codes: torch.LongTensor,
-    which: str,
-    num_samples: int,
-    generator: torch.Generator,
-    batch_size: int = 64,
-) -> float:
-    """
-    The mean over pairs of [`bound_bits_per_pair`], which has the arguments.
-
-    Returns:
-        `float`: Bits per pair.
-    """
-    bits = bound_bits_per_pair(model, image_codes, text_codes, which, num_samples, generator, batch_size)
-    return bits.mean().item()
-
-
 @torch.no_grad()
 def bound_bits_per_pair(
     model: torch.nn.Module,

@@ -7,7 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
-from .bounds import DIRECTIONS, bound_bits
+from .bounds import DIRECTIONS, bound_bits_per_pair
 from .gaussian_bounds import gaussian_bound_bits_per_pair
 from .report import summarize_bounds
 from .sampling import HeldOutPairs
@@ -69,5 +69,7 @@ def pipeline_bound_bits(
     """
     arguments = (image_codes, text_codes, which, num_samples, generator, batch_size)
     if pipeline.transformer.config.process == "masked":
-        return bound_bits(pipeline.transformer, *arguments)
-    return gaussian_bound_bits_per_pair(pipeline, *arguments).mean().item()
+        bits = bound_bits_per_pair(pipeline.transformer, *arguments)
+    else:
+        bits = gaussian_bound_bits_per_pair(pipeline, *arguments)
+    return bits.mean().item()

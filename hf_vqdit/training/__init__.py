@@ -5,9 +5,10 @@ from .adversarial import AdversarialTrainer
 from .arguments import TrainDiTArguments, TrainVQVAEArguments, parse_arguments
 from .codebook import CodebookTrainer
 from .distillation import DistillationConfig, distillation_objective, student_scheduler
-from .gaussian import GaussianLoss, GaussianLossConfig, gaussian_objective
+from .gaussian import GaussianLossConfig, gaussian_objective
 from .losses import tokenizer_losses
-from .masked import MaskedLoss, MaskedLossConfig, masked_objective
+from .masked import MaskedLossConfig, masked_objective
+from .rows import PairLoss
 from .run import TrainingRun
 from .times import TimeMixture, TimeTable, draw_times, row_generator, step_generator
 
@@ -15,10 +16,9 @@ __all__ = [
     "AdversarialTrainer",
     "CodebookTrainer",
     "DistillationConfig",
-    "GaussianLoss",
     "GaussianLossConfig",
-    "MaskedLoss",
     "MaskedLossConfig",
+    "PairLoss",
     "TimeMixture",
     "TimeTable",
     "TrainDiTArguments",

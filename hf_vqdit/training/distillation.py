@@ -12,7 +12,8 @@ import torch.nn as nn
 
 from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
-from .masked import CodeLosses, HiddenCodes, MaskedLoss, MaskedLossConfig, hide_pair, mask_rate, weigh_losses
+from .masked import CodeLosses, HiddenCodes, MaskedLossConfig, hide_pair, mask_rate, weigh_losses
+from .rows import PairLoss
 from .times import TimeTable
 
 MIN_LOG_TARGET = -30.0  # bounds the reverse divergence; e^-30 is nothing even summed over a large codebook
@@ -145,7 +146,7 @@ def distillation_objective(
     *,
     teacher: nn.Module,
     distill_config: DistillationConfig | None = None,
-) -> MaskedLoss:
+) -> PairLoss:
     """
     Hide codes of a micro-batch, let the teacher take some steps from there, and bring the student to where it gets.
 
@@ -186,7 +187,7 @@ def distillation_objective(
             Steps, guidance and divergence; the defaults if left out.
 
     Returns:
-        [`MaskedLoss`]: in its `sums` the divergence stands in the place of the cross-entropy.
+        [`PairLoss`]: in its `sums` the divergence stands in the place of the cross-entropy.
 
     Raises:
         `ValueError`: `label_smoothing` is not 0.

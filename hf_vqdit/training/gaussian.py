@@ -13,7 +13,7 @@ from diffusers import SchedulerMixin
 from hf_vqdit.models.transformer_vqdit import original_sample
 from hf_vqdit.schedulers.noise_levels import NoiseLevels, gaussian_nats, rounding_nats
 
-from .rows import given_regions, is_trained, pad_weight, park_missing, sums_by_time
+from .rows import PairLoss, given_regions, is_trained, pad_weight, park_missing, sums_by_time
 from .times import TimeTable
 
 TIME_SAMPLINGS = ("uniform", "logit_normal")
@@ -72,30 +72,6 @@ class GaussianLossConfig:
         for name in ("logit_std", "min_snr_gamma"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
-
-
-@dataclass(frozen=True)
-class GaussianLoss:
-    """
-    What [`gaussian_objective`] returns.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`):
-            The mean over the rows, to go backward from.
-        image_loss_rows (`torch.FloatTensor` of shape `(B,)`):
-            Each row's image loss, without gradient.
-        text_loss_rows (`torch.FloatTensor` of shape `(B,)`):
-            Each row's text loss, before `text_loss_weight` and without gradient.
-        sums (`dict[str, torch.FloatTensor]`):
-            Tensors `(2,)`: the mean square over channels of the error of what is predicted, summed over the codes that
-            carry a loss, and the number of those codes, without any weight. `"image_error"` and `"text_error"` over
-            all rows; `"image_error/time_0.00_0.25"` and so on over the rows of one part of time.
-    """
-
-    loss: torch.FloatTensor
-    image_loss_rows: torch.FloatTensor
-    text_loss_rows: torch.FloatTensor
-    sums: dict[str, torch.FloatTensor]
 
 
 @dataclass(frozen=True)
@@ -164,7 +140,7 @@ def gaussian_objective(
     *,
     image_vectors: torch.FloatTensor,
     text_vectors: torch.FloatTensor,
-) -> GaussianLoss:
+) -> PairLoss:
     """
     Noise the vectors of a micro-batch as its times say, predict, and return the weighted squared error.
 
@@ -199,7 +175,7 @@ def gaussian_objective(
             The vectors of all text codes, normalized, and that of PAD.
 
     Returns:
-        [`GaussianLoss`]
+        [`PairLoss`]
     """
     config, architecture = config or GaussianLossConfig(), extract_model_from_parallel(model)
     prediction_type, patch_size = architecture.config.prediction_type, architecture.config.patch_size
@@ -222,7 +198,7 @@ def gaussian_objective(
     text_losses, text_errors = _losses(output.text_sample, text, architecture.config, config)  # (B, S/r, G)
     text_losses = text_losses * pad_weight(text_codes, architecture.text_pad_id, config.pad_loss_weight)
     image_loss_rows, text_loss_rows = image_losses.flatten(1).mean(dim=1), text_losses.flatten(1).mean(dim=1)  # (B,)
-    return GaussianLoss(
+    return PairLoss(
         loss=(image_loss_rows + config.text_loss_weight * text_loss_rows).mean(),
         image_loss_rows=image_loss_rows.detach(),
         text_loss_rows=text_loss_rows.detach(),

@@ -13,7 +13,7 @@ from accelerate.utils import extract_model_from_parallel
 from hf_vqdit.models.transformer_vqdit import mask_rate
 from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
-from .rows import given_regions, is_trained, pad_weight, park_missing, sums_by_time
+from .rows import PairLoss, given_regions, is_trained, pad_weight, park_missing, sums_by_time
 from .times import TimeTable
 
 LOSS_WEIGHTINGS = ("uniform", "soft_inverse")
@@ -72,31 +72,6 @@ class MaskedLossConfig:
 
 
 @dataclass(frozen=True)
-class MaskedLoss:
-    """
-    What an objective over masked codes returns.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`):
-            The mean over the rows, to go backward from.
-        image_loss_rows (`torch.FloatTensor` of shape `(B,)`):
-            Each row's image loss, without gradient.
-        text_loss_rows (`torch.FloatTensor` of shape `(B,)`):
-            Each row's text loss, before `text_loss_weight` and without gradient.
-        sums (`dict[str, torch.FloatTensor]`):
-            Tensors `(2,)`: cross-entropy (or what the objective puts in its place) in nats summed over hidden codes,
-            and the number of those codes, without any weight, so that both can be summed over micro-batches and
-            processes before dividing. `"image_nats"` and `"text_nats"` over all rows; `"image_nats/time_0.00_0.25"`
-            and so on over the rows of one part of time.
-    """
-
-    loss: torch.FloatTensor
-    image_loss_rows: torch.FloatTensor
-    text_loss_rows: torch.FloatTensor
-    sums: dict[str, torch.FloatTensor]
-
-
-@dataclass(frozen=True)
 class HiddenCodes:
     """
     One modality of a micro-batch, some of its codes hidden.
@@ -149,7 +124,7 @@ def masked_objective(
     config: MaskedLossConfig | None = None,
     has_image: torch.BoolTensor | None = None,
     has_text: torch.BoolTensor | None = None,
-) -> MaskedLoss:
+) -> PairLoss:
     """
     Hide codes of a micro-batch as its times say, predict them, and return the weighted cross-entropy.
 
@@ -179,7 +154,7 @@ def masked_objective(
             False where the text is missing.
 
     Returns:
-        [`MaskedLoss`]
+        [`PairLoss`]
     """
     config = config or MaskedLossConfig()
     image, text = hide_pair(
@@ -245,7 +220,7 @@ def weigh_losses(
     image_losses: CodeLosses,
     text_losses: CodeLosses,
     config: MaskedLossConfig,
-) -> MaskedLoss:
+) -> PairLoss:
     """The losses of all codes, weighted as `config` says, and divided by counts that are the same for every row."""
     pad_id = extract_model_from_parallel(model).text_pad_id
     image_weight = _rate_weight(image.rate, config.image_loss_weighting, config.max_inverse_weight)[:, None, None]
@@ -253,7 +228,7 @@ def weigh_losses(
     text_weight = text_weight * pad_weight(text.codes, pad_id, config.pad_loss_weight)
     image_loss_rows = (image_weight * image_losses.losses).flatten(1).mean(dim=1)  # (B,)
     text_loss_rows = (text_weight * text_losses.losses).flatten(1).mean(dim=1)  # (B,)
-    return MaskedLoss(
+    return PairLoss(
         loss=(image_loss_rows + config.text_loss_weight * text_loss_rows).mean(),
         image_loss_rows=image_loss_rows.detach(),
         text_loss_rows=text_loss_rows.detach(),

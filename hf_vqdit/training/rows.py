@@ -2,10 +2,38 @@
 """What the objectives share: which parts of a training row are conditions, how padding counts, what is logged."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 NUM_TIME_BINS = 4
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """
+    What an objective over image-text pairs returns, of whichever process.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`):
+            The mean over the rows, to go backward from.
+        image_loss_rows (`torch.FloatTensor` of shape `(B,)`):
+            Each row's image loss, without gradient.
+        text_loss_rows (`torch.FloatTensor` of shape `(B,)`):
+            Each row's text loss, before `text_loss_weight` and without gradient.
+        sums (`dict[str, torch.FloatTensor]`):
+            Tensors `(2,)`, without any weight: what is logged, summed over the codes that carry a loss, and the number
+            of those codes, so that both can be summed over micro-batches and processes before dividing. Of masked
+            codes it is the cross-entropy (or what the objective puts in its place) in nats, `"image_nats"` and
+            `"text_nats"`; of noisy vectors the mean square over channels of the error of what is predicted,
+            `"image_error"` and `"text_error"`. Each over all rows, and over the rows of one part of time:
+            `"image_nats/time_0.00_0.25"` and so on.
+    """
+
+    loss: torch.FloatTensor
+    image_loss_rows: torch.FloatTensor
+    text_loss_rows: torch.FloatTensor
+    sums: dict[str, torch.FloatTensor]
 
 
 def is_trained(time: torch.FloatTensor) -> torch.BoolTensor:

@@ -12,7 +12,7 @@ from gaussian_inputs import make_gaussian_pipeline
 from seeded import generator
 from torch import nn
 
-from hf_vqdit.evaluation.bounds import DIRECTIONS, bound_bits
+from hf_vqdit.evaluation.bounds import DIRECTIONS, bound_bits_per_pair
 from hf_vqdit.evaluation.gaussian_bounds import gaussian_bound_bits_per_pair
 from hf_vqdit.evaluation.pipeline_bounds import pipeline_bound_bits
 from hf_vqdit.schedulers.noise_levels import NoiseLevels, rounding_nats
@@ -200,7 +200,7 @@ def test_one_call_bounds_pipelines_of_both_processes(pipeline, tiny_pipeline):
     codes = make_codes()
     expected = gaussian_bound_bits_per_pair(pipeline, *codes, "x|y", 2, generator()).mean().item()
     assert pipeline_bound_bits(pipeline, *codes, "x|y", 2, generator()) == expected
-    expected = bound_bits(tiny_pipeline.transformer, *codes, "x|y", 2, generator())
+    expected = bound_bits_per_pair(tiny_pipeline.transformer, *codes, "x|y", 2, generator()).mean().item()
     assert pipeline_bound_bits(tiny_pipeline, *codes, "x|y", 2, generator()) == expected
 
 

@@ -27,7 +27,8 @@ from hf_vqdit.training.distillation import (
     student_times,
     teacher_log_targets,
 )
-from hf_vqdit.training.masked import HiddenCodes, MaskedLoss, MaskedLossConfig
+from hf_vqdit.training.masked import HiddenCodes, MaskedLossConfig
+from hf_vqdit.training.rows import PairLoss
 from hf_vqdit.training.times import TimeMixture, TimeTable, draw_times, row_generator, step_generator
 
 V_X, V_Y = 32, 48
@@ -78,7 +79,7 @@ def objective(
     rows=None,
     schedulers=(SCHEDULER, TEXT_SCHEDULER),
     **kwargs,
-) -> MaskedLoss:
+) -> PairLoss:
     """The objective on some rows (all by default) of the global batch."""
     image_codes, text_codes = make_codes(len(times.kind))
     rows = torch.arange(len(image_codes)) if rows is None else rows

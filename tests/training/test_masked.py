@@ -6,7 +6,8 @@ import torch
 
 from hf_vqdit.models.transformer_vqdit import VQDiTModel
 from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
-from hf_vqdit.training.masked import MaskedLoss, MaskedLossConfig, mask_rate, masked_objective
+from hf_vqdit.training.masked import MaskedLossConfig, mask_rate, masked_objective
+from hf_vqdit.training.rows import PairLoss
 from hf_vqdit.training.times import TimeMixture, TimeTable, draw_times, row_generator, step_generator
 
 V_X, V_Y = 11, 7
@@ -39,7 +40,7 @@ def make_times(image_time, text_time, num_rows: int = 8) -> TimeTable:
     return TimeTable(torch.zeros(num_rows, dtype=torch.long), image_time * expand, text_time * expand)
 
 
-def objective(model, times, codes=None, config=PLAIN, rows=None, schedule="linear", **kwargs) -> MaskedLoss:
+def objective(model, times, codes=None, config=PLAIN, rows=None, schedule="linear", **kwargs) -> PairLoss:
     """The objective on some rows (all by default) of the global batch of `codes`."""
     image_codes, text_codes = make_codes(len(times.kind)) if codes is None else codes
     rows = torch.arange(len(image_codes)) if rows is None else rows

@@ -167,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if run.is_due(args.checkpointing_steps, steps_done):
             run.save_checkpoint(steps_done)
             run.restart_clock(steps_done)
+        run.leave_if_interrupted(steps_done)
 
     # Result: the pipeline with the averaged weights
     accelerator.wait_for_everyone()

@@ -139,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if run.is_due(args.checkpointing_steps, steps_done):
             run.save_checkpoint(steps_done)
             run.restart_clock(steps_done)
+        run.leave_if_interrupted(steps_done)
 
     # Result: the averaged weights, with the statistics of codes and captions
     accelerator.wait_for_everyone()

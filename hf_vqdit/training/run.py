@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,11 +26,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from hf_vqdit.data import PairStream, RecordCounts, ResumableBatchSampler, RowKey, StreamBatches
+from hf_vqdit.data.workers import ignore_interrupts
 from hf_vqdit.evaluation.report import SUMMARY_FILE
 from hf_vqdit.training.argument_groups import OptimizationArguments
 from hf_vqdit.training.arguments import write_config
 from hf_vqdit.training.checkpoints import find_checkpoint, publish, read_data_state, read_state, write_data_state
 from hf_vqdit.training.cost import describe_cost
+from hf_vqdit.training.precision import choose_precision
+from hf_vqdit.training.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +64,7 @@ class TrainingRun:
         self._stream: StreamBatches | None = None
         self._sums: dict[str, torch.Tensor] = {}
         self._pinned: dict[str, Any] = {}
+        self._stop_signal, self._is_stopping = StopSignal(), False
         self._started = time.perf_counter() - self.resumed_state.get("seconds", 0.0)
 
         # `Accelerator` reads the variable itself, but the precision, which it wants, depends on the device.
@@ -152,6 +157,7 @@ class TrainingRun:
             batch_sampler=sampler,
             collate_fn=collate_fn,
             num_workers=arguments.dataloader_num_workers,
+            worker_init_fn=ignore_interrupts,
             generator=torch.Generator().manual_seed(arguments.seed),
         )
         return iter(loader)
@@ -234,7 +240,12 @@ class TrainingRun:
         Raises:
             FloatingPointError: If one of them is NaN or infinite.
         """
-        sums = self.accelerator.reduce(torch.stack(list(self._sums.values())), reduction="sum").tolist()
+        signals = float(self._stop_signal.number is not None)  # all processes stop at the same step
+        own = torch.stack(list(self._sums.values()))
+        *sums, (num_signals, _) = self.accelerator.reduce(
+            torch.cat([own, own.new_tensor([[signals, 1]])]), reduction="sum"
+        ).tolist()
+        self._is_stopping = num_signals > 0
         averages = {name: total / count for name, (total, count) in zip(self._sums, sums, strict=True) if count}
         self._sums.clear()
         check_finite(averages, step)
@@ -278,6 +289,7 @@ class TrainingRun:
         Args:
             figures (`Mapping[str, float]`): What the last validation measured.
         """
+        self._stop_signal.release()
         records = RecordCounts()
         for state_dict in gather_object([self.records.state_dict()]):
             records.load_state_dict(state_dict)
@@ -329,7 +341,11 @@ class TrainingRun:
         self._pinned[name] = value
 
     def resume(self) -> int:
-        """Restores the checkpoint that the settings name, if any; returns the number of optimizer steps done."""
+        """Restores the checkpoint that the settings name, if any; returns the number of optimizer steps done.
+
+        From here to [`finish`] Ctrl-C and SIGTERM wait for [`leave_if_interrupted`].
+        """
+        self._stop_signal.listen()
         if self.checkpoint is not None:
             saved = self.resumed_state["arguments"]
             for name, value in self.settings.items():
@@ -362,6 +378,24 @@ class TrainingRun:
             publish(aside, folder, state, self.arguments.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
         logger.info("Saved %s.", folder)
+
+    def leave_if_interrupted(self, step: int) -> None:
+        """Where Ctrl-C or SIGTERM came during this step, in any process, writes a checkpoint and ends the run.
+
+        Args:
+            step (`int`): The number of optimizer steps done.
+
+        Raises:
+            SystemExit: With the exit status of a process that the signal ended.
+        """
+        if not self._is_stopping:
+            return
+        if not (folder := self.output_dir / f"checkpoint-{step}").is_dir():
+            self.save_checkpoint(step)
+        logger.warning("Interrupted after step %d; go on with `--resume_from_checkpoint %s`.", step, folder.name)
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        raise SystemExit(128 + (self._stop_signal.number or signal.SIGTERM))
 
     def _save_models(self, models: list[torch.nn.Module], weights: list[dict], folder: str) -> None:
         weights.clear()  # or accelerate would save them a second time
@@ -405,36 +439,6 @@ class TrainingRun:
         """
         print(json.dumps(self.settings, indent=2))
         print(describe_cost(self.model, compute_loss, self.arguments, self.global_batch_size))
-
-
-def choose_precision(device: torch.device) -> str:
-    """`"bf16"` where the processor is fast at it, else `"no"`.
-
-    On a CPU bfloat16 can be several times faster than float32 or a hundred times slower: one matrix product of each
-    is timed.
-
-    Args:
-        device (`torch.device`): Where training will run.
-
-    Returns:
-        `str`: A value for accelerate's `mixed_precision`.
-    """
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    if device.type != "cpu":
-        return "no"
-    gflops = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix, times = torch.ones(512, 512, dtype=dtype), []
-        for _ in range(3):  # the first one warms up
-            start = time.perf_counter()
-            matrix @ matrix
-            times.append(time.perf_counter() - start)
-        gflops[dtype] = 2 * len(matrix) ** 3 / min(times) / 1e9
-    # Twice as fast at least: the casts to and fro cost something too.
-    choice = "bf16" if gflops[torch.bfloat16] > 2 * gflops[torch.float32] else "no"
-    logger.info("mixed_precision %s: %.0f GFLOP/s in float32, %.0f in bfloat16", choice, *gflops.values())
-    return choice
 
 
 def make_optimizer(model: torch.nn.Module, arguments: OptimizationArguments) -> torch.optim.AdamW:

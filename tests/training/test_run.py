@@ -12,7 +12,8 @@ from diffusers.training_utils import EMAModel
 from hf_vqdit import MultimodalVQVAE
 from hf_vqdit.training.arguments import TrainVQVAEArguments
 from hf_vqdit.training.checkpoints import STATE_FILE, find_checkpoint, list_checkpoints, publish, read_state
-from hf_vqdit.training.run import TrainingRun, check_finite, choose_precision, make_optimizer
+from hf_vqdit.training.precision import choose_precision
+from hf_vqdit.training.run import TrainingRun, check_finite, make_optimizer
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 """The training scripts, by command line, on a tiny model: what they leave, and what may not change their result."""
 
 import json
+import signal
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hf_vqdit import MultimodalVQVAE, VQDiTModel
 from hf_vqdit.data import load_caption_tokenizer
 from hf_vqdit.training.checkpoints import list_checkpoints
+from hf_vqdit.training.run import TrainingRun
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,31 @@ def test_two_steps_a_resume_and_two_steps_are_four_steps_bit_for_bit(script, run
     for name in (NAMES[script], f"{NAMES[script]}_ema"):
         assert_equal(weights(resumed / "checkpoint-4" / name), weights(runs[script] / "checkpoint-4" / name))
     assert_equal(weights(resumed / NAMES[script]), weights(runs[script] / NAMES[script]))
+
+
+@pytest.mark.parametrize("script", ["train_vqvae", "train_dit"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_a_checkpoint_from_which_it_goes_on_bit_for_bit(
+    script, number, runs, tmp_path, monkeypatch
+):
+    next_batch, calls = TrainingRun.next_batch, count()
+
+    def interrupt(run, batches):
+        if next(calls) == 2:
+            signal.raise_signal(number)
+        return next_batch(run, batches)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(TrainingRun, "next_batch", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        run_in_process(script, tmp_path / "run", *flags_of(script, runs))
+    assert stopped.value.code == 128 + number and signal.getsignal(number) == before
+    assert [folder.name for folder in list_checkpoints(tmp_path / "run")] == ["checkpoint-2", "checkpoint-3"]
+    assert not (tmp_path / "run" / NAMES[script]).exists()
+
+    resumed = run_in_process(script, tmp_path / "run", *flags_of(script, runs), "--resume_from_checkpoint", "latest")
+    assert_equal(weights(resumed / NAMES[script]), weights(runs[script] / NAMES[script]))
+    assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize("script", ["train_vqvae", "train_dit"])

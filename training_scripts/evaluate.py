@@ -230,11 +230,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parts += [judged, judge_answers(judge, tasks, answers)]
     if clip is not None:
         parts.append(score_pairs(clip, tasks, answers, args.eval_batch_size))
-    if training is not None and (args.dataset_name, args.dataset_config_name) == ("emoji", "en-zh"):
-        shown = restored[: len(tasks.pairs)]
-        call = args.call | {"batch_size": args.eval_batch_size}
-        parts.append(score_names(pipeline, tasks, answers, training, shown, **call))
     if training is not None:
+        if args.dataset_name == "emoji" and args.dataset_config_name in (None, "en-zh"):
+            shown = restored[: len(tasks.pairs)]
+            call = args.call | {"batch_size": args.eval_batch_size}
+            parts.append(score_names(pipeline, tasks, answers, training, shown, **call))
         compared, page = compare_answers(
             training, pipeline.vqvae, held_out, restored, answers, with_copies, args.seed, args.eval_batch_size
         )

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -82,9 +84,15 @@ def load_caption_tokenizer(
         `PreTrainedTokenizerFast`: A tokenizer with three distinct special tokens for padding, end and mask.
 
     Raises:
-        ValueError: If it is not a fast tokenizer, has no text context and none is given, uses one token for two
-            purposes, or keeps a stray blank before its mask token.
+        ValueError: If there is no such folder and the Hub allows no such name, or the tokenizer is not a fast one, has
+            no text context and none is given, uses one token for two purposes, or keeps a stray blank before its mask
+            token.
     """
+    if not Path(name_or_path).is_dir():
+        try:
+            validate_repo_id(str(name_or_path))
+        except HFValidationError:
+            raise ValueError(f"{str(name_or_path)!r} is neither a folder nor a name on the Hub.") from None
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, subfolder=subfolder)
     if not tokenizer.is_fast:
         raise ValueError(

@@ -131,6 +131,13 @@ def test_a_tokenizer_that_would_break_captions_is_refused(tmp_path, special_toke
         load_caption_tokenizer(tmp_path, model_max_length)
 
 
+def test_a_missing_folder_is_told(tmp_path):
+    with pytest.raises(ValueError, match="'runs/mine/vqvae' is neither a folder nor a name on the Hub"):
+        load_caption_tokenizer("runs/mine/vqvae", subfolder="tokenizer")
+    with pytest.raises(ValueError, match="neither a folder"):
+        load_caption_tokenizer(tmp_path / "missing")
+
+
 @pytest.mark.parametrize(
     ("captions", "vocab_size", "context", "message"),
     [

@@ -55,7 +55,13 @@ from hf_vqdit.training.gaussian import gaussian_objective
 from hf_vqdit.training.masked import masked_objective
 from hf_vqdit.training.overfitting import OverfittingSignal
 from hf_vqdit.training.previews import preview_pipeline
-from hf_vqdit.training.processes import LOSS_CONFIGS, load_scheduler, measure_priors, scheduler_settings
+from hf_vqdit.training.processes import (
+    LOSS_CONFIGS,
+    embed_by_vectors,
+    load_scheduler,
+    measure_priors,
+    scheduler_settings,
+)
 from hf_vqdit.training.rows import PairLoss
 from hf_vqdit.training.run import TrainingRun, make_optimizer
 from hf_vqdit.training.times import TimeMixture, TimeTable, draw_times, row_generator, step_generator
@@ -236,6 +242,8 @@ def make_model(
             check_teacher(model, sizes)
     else:
         model = VQDiTModel(**args.model_init_kwargs | sizes, process=args.process)
+        if args.process == "masked":
+            embed_by_vectors(vqvae, model)
         fitting = scheduler_settings(model, args.scheduler_class) if args.process == "gaussian" else {}
         with torch.device("cpu"):  # where the tables of schedulers are, whatever the device of the model
             schedulers = [args.scheduler_class(**fitting | own) for own in settings.values()]

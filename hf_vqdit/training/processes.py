@@ -26,6 +26,7 @@ UNET_KWARGS = {  # two levels, with attention at the lower one
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
     "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
 }
+EMBEDDING_STD = 0.3  # far more than steps of AdamW change at first, or the start would be forgotten at once
 PICTURES_ALONE = {field.name: float(field.name == "image") for field in fields(TimeMixture)}
 
 
@@ -130,6 +131,29 @@ def check_process(
         raise ValueError(f'`backbone` "unet" needs `process` "gaussian", got {process!r}.')
     if loss_config.get("region_fraction"):
         raise ValueError('`backbone` "unet" is not told what is given: set `region_fraction` of `loss_config` to 0.')
+
+
+def embed_by_vectors(vqvae: MultimodalVQVAE, model: VQDiTModel) -> None:
+    """
+    Let the embeddings of image codes start as their vectors, turned into the width of a model of the masked process.
+
+    Codes that look alike then start alike, and what is learned of one holds for its neighbors: of small data sets,
+    where many codes are rare, held-out pictures cost fewer bits. Text codes keep their random start, since their
+    vectors tell spelling and not meaning.
+
+    Args:
+        vqvae (`MultimodalVQVAE`):
+            The tokenizer.
+        model (`VQDiTModel`):
+            Its `image_embed` is set, except for MASK.
+    """
+    table = model.image_embed.weight
+    vectors = vqvae.image_quantizer.lookup(torch.arange(vqvae.image_codebook_size, device=vqvae.device)).float()
+    vectors = (vectors - vectors.mean(dim=0)) / vectors.std(dim=0).clamp(min=1e-6)  # (V, C)
+    turn = torch.nn.init.orthogonal_(torch.empty(table.shape[1], vectors.shape[1])).to(vectors)  # keeps distances
+    embedded = vectors @ turn.T
+    with torch.no_grad():
+        table[: len(vectors)] = embedded * (EMBEDDING_STD / embedded.std())
 
 
 def measure_priors(vqvae: MultimodalVQVAE, model: VQDiTModel, batches: Iterable[dict[str, Any]]) -> None:

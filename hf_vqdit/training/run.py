@@ -390,9 +390,9 @@ class TrainingRun:
         """
         if not self._is_stopping:
             return
-        if not (folder := self.output_dir / f"checkpoint-{step}").is_dir():
+        if not (self.output_dir / f"checkpoint-{step}").is_dir():
             self.save_checkpoint(step)
-        logger.warning("Interrupted after step %d; go on with `--resume_from_checkpoint %s`.", step, folder.name)
+        logger.warning("Interrupted after step %d: go on with `--resume_from_checkpoint latest`.", step)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         raise SystemExit(128 + (self._stop_signal.number or signal.SIGTERM))

@@ -25,7 +25,7 @@ from accelerate import PartialState
 from hf_vqdit import MultimodalVQVAE, VQDiTPipeline
 from hf_vqdit.data import load_caption_tokenizer, load_pairs
 from hf_vqdit.data.shapes import OneObject
-from hf_vqdit.evaluation.answers import draw_samples, score_captions, score_pairs
+from hf_vqdit.evaluation.answers import draw_samples, measure_costs, score_captions, score_pairs
 from hf_vqdit.evaluation.clip import ClipScorer
 from hf_vqdit.evaluation.comparison import compare_answers, note_limits
 from hf_vqdit.evaluation.emoji_names import score_names
@@ -222,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Their figures
     parts.append(score_captions(tasks, answers, None if training is None else training.captions))
+    parts.append(measure_costs(answers))
     is_judged = held_out.scenes is not None and "judge" not in args.leave_out
     if is_judged:
         judge = make_judge(args, held_out)

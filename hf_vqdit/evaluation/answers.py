@@ -50,6 +50,18 @@ def score_captions(
     return summarize_seeds(by_seed) | {"held_out_text_in_training": share_known(captions, known)}
 
 
+def measure_costs(answers: Sequence[Answers]) -> dict[str, Any]:
+    """What the answers took, by direction: `{direction}_passes` of the network for a call of the pipeline, and
+    `{direction}_seconds` for a sample, when `batch_size` of them are drawn at a time; as of [`summarize_seeds`]."""
+    return summarize_seeds(
+        [
+            {f"{direction}_passes": cost.forward_passes for direction, cost in own.costs.items()}
+            | {f"{direction}_seconds": cost.seconds for direction, cost in own.costs.items()}
+            for own in answers
+        ]
+    )
+
+
 def score_pairs(clip: ClipScorer, tasks: Tasks, answers: Sequence[Answers], batch_size: int = 125) -> dict[str, Any]:
     """The CLIPScore of pairs of which the pipeline made one side or both, and of real pairs.
 

@@ -256,6 +256,7 @@ class Answers(NamedTuple):
     inpainted: torch.Tensor  # the prompt and half of the picture given, (N, 3, H, W) in [-1, 1]
     filled: list[str]  # the picture and all but one word given
     joint: Samples  # nothing given
+    costs: dict[str, Cost]  # of "text_to_image", "image_to_text" and "joint"
 
 
 def answer_tasks(pipeline: DiffusionPipeline, tasks: Tasks, num_joint: int, seed: int, **settings: Any) -> Answers:
@@ -277,10 +278,14 @@ def answer_tasks(pipeline: DiffusionPipeline, tasks: Tasks, num_joint: int, seed
         return sample(pipeline, num_samples, seed, **given, description=f"{description}, seed {seed}", **settings)
 
     count = len(tasks.pairs)
+    drawn = run("Text to image", count, prompts=prompts)
+    written = run("Image to text", count, pixel_values=pictures)
+    joint = run("Joint", num_joint)
     return Answers(
-        drawn=run("Text to image", count, prompts=prompts).pixel_values,
-        written=run("Image to text", count, pixel_values=pictures).texts,
+        drawn=drawn.pixel_values,
+        written=written.texts,
         inpainted=run("Half hidden", count, prompts=prompts, pixel_values=pictures, masks=tasks.half_masks)[0],
         filled=run("Filling words", count, prompts=tasks.fill_prompts, pixel_values=pictures).texts,
-        joint=run("Joint", num_joint),
+        joint=joint,
+        costs={"text_to_image": drawn.cost, "image_to_text": written.cost, "joint": joint.cost},
     )

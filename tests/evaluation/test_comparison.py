@@ -28,7 +28,7 @@ def training(tiny_pipeline) -> TrainingPictures:
 
 def make_answers(drawn: torch.Tensor, made_up: torch.Tensor) -> Answers:
     samples = Samples(made_up, ["a star"] * len(made_up), Cost(1, 1, 0.1))
-    return Answers(drawn, ["a circle"] * len(drawn), drawn, ["a square"] * len(drawn), samples)
+    return Answers(drawn, ["a circle"] * len(drawn), drawn, ["a square"] * len(drawn), samples, {})
 
 
 def test_the_floor_is_the_distance_between_real_pictures_that_are_as_many():

@@ -82,7 +82,7 @@ def test_names_are_scored_on_compositions_against_the_nearest_training_picture(p
     joint = Samples(pictures, captions, Cost(1, 1, 1))
 
     def answers(written: list[str], drawn: torch.Tensor) -> Answers:
-        return Answers(drawn, written, drawn, captions, joint)
+        return Answers(drawn, written, drawn, captions, joint, {})
 
     right = answers(["red star", "蓝圆"], pictures)
     exchanged = answers(["blue star", "circle"], pictures.flip(0))

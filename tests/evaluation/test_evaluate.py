@@ -19,7 +19,14 @@ from hf_vqdit.hub import write_model_card
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "evaluate.py"
 FEW = ("--num_samples=9", "--num_inference_steps=2", "--num_sampling_seeds=2", "--num_bound_pairs=8")
 FEW += ("--num_joint_samples=16",)
-EVERYWHERE = {"image_psnr_db", "image_ssim", "image_codebook_usage", "text_reconstruction_exact_r1"}
+EVERYWHERE = {
+    "text_to_image_seconds",
+    "image_to_text_passes",
+    "image_psnr_db",
+    "image_ssim",
+    "image_codebook_usage",
+    "text_reconstruction_exact_r1",
+}
 EVERYWHERE |= {"fill_words_exact", "minutes", "matmul_gflops", "spread"}
 EVERYWHERE |= {"image_to_text_exact", "image_to_text_chrf", "image_to_text_bleu"}
 BESIDE_TRAINING = {"image_to_text_in_training", "joint_text_in_training", "held_out_text_in_training"}

@@ -126,6 +126,8 @@ def test_every_direction_is_given_what_belongs_to_it(tiny_pipeline):
     assert answers.drawn.shape == answers.inpainted.shape == (6, 3, 32, 32)
     assert len(answers.written) == len(answers.filled) == 6
     assert len(answers.joint.texts) == len(answers.joint.pixel_values) == 3
+    passes = {direction: cost.forward_passes for direction, cost in answers.costs.items()}
+    assert passes == {"text_to_image": 2, "image_to_text": 2, "joint": 4}
 
     # The words that were given come back; only the hidden ones may differ.
     mask = tiny_pipeline.tokenizer.mask_token

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from random_pairs import RandomPairs
+from seeded import generator, wake
 from torch import nn
 
 from hf_vqdit.evaluation.bounds import DIRECTIONS, bound_bits_per_pair, estimate_bits
@@ -13,29 +15,18 @@ V_X, V_Y = 11, 7
 NUM_IMAGE, NUM_TEXT = 16, 6
 
 
-def make_generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def make_model(**config) -> VQDiTModel:
     torch.manual_seed(0)
     return VQDiTModel(V_X, V_Y, text_num_groups=2, hidden_size=32, num_layers=1, num_attention_heads=2, **config)
 
 
-def wake(model: VQDiTModel) -> VQDiTModel:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=make_generator())
-    return model
-
-
 def make_codes(num_pairs: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    image_codes = torch.randint(0, V_X, (num_pairs, 4, 4), generator=make_generator(1))
-    text_codes = torch.randint(0, V_Y + 1, (num_pairs, 3, 2), generator=make_generator(2))
+    image_codes = torch.randint(0, V_X, (num_pairs, 4, 4), generator=generator(1))
+    text_codes = torch.randint(0, V_Y + 1, (num_pairs, 3, 2), generator=generator(2))
     return image_codes, text_codes
 
 
-class ToyPosterior(nn.Module):
+class ToyPosterior(RandomPairs):
     """The exact p(z_i | the codes that are not MASK) of a random table over 2 image and 2 text codes of 3 classes.
 
     `temperature` 1 is exact; another one is a model that is wrong.
@@ -46,8 +37,6 @@ class ToyPosterior(nn.Module):
     def __init__(self, temperature: float = 1.0):
         super().__init__()
         self.temperature = temperature
-        self.table = torch.randn(3, 3, 3, 3, generator=make_generator(), dtype=torch.float64).flatten().softmax(0)
-        self.pairs = torch.cartesian_prod(*[torch.arange(3)] * 4)  # (81, 4), in the order of the table
 
     def forward(self, image_codes, text_codes, image_timestep, text_timestep):
         codes = torch.cat([image_codes.flatten(1), text_codes.flatten(1)], dim=1)  # (B, 4)
@@ -57,22 +46,6 @@ class ToyPosterior(nn.Module):
         logits = torch.einsum("bp,pic->bic", weights, one_hot).log() / self.temperature
         image_logits, text_logits = logits.split(2, dim=1)
         return VQDiTOutput(image_logits.reshape(-1, 1, 2, 3), text_logits.reshape(-1, 2, 1, 3))
-
-    def codes(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """All 81 pairs."""
-        return self.pairs[:, :2].reshape(-1, 1, 2), self.pairs[:, 2:].reshape(-1, 2, 1)
-
-    def exact_bits(self, which: str) -> torch.Tensor:
-        """-log2 of the true probability, for each of the 81 pairs."""
-        table = self.table.view(9, 9)  # x, y
-        p = {
-            "x": table.sum(1, keepdim=True).expand(9, 9),
-            "y": table.sum(0, keepdim=True).expand(9, 9),
-            "x|y": table / table.sum(0, keepdim=True),
-            "y|x": table / table.sum(1, keepdim=True),
-            "x,y": table,
-        }
-        return -p[which].log2().flatten()
 
 
 def enumerated_bits(model: ToyPosterior, which: str) -> torch.Tensor:
@@ -116,7 +89,7 @@ def test_with_a_wrong_posterior_the_bound_lies_above_the_entropy(which, temperat
 @pytest.mark.parametrize("which", DIRECTIONS)
 def test_draws_have_the_enumerated_mean(which, num_samples):
     model = ToyPosterior(temperature=1.5)
-    draws = [bound_bits_per_pair(model, *model.codes(), which, num_samples, make_generator(i)) for i in range(200)]
+    draws = [bound_bits_per_pair(model, *model.codes(), which, num_samples, generator(i)) for i in range(200)]
     errors = torch.stack(draws) - enumerated_bits(model, which)  # (200, 81)
     standard_error = errors.std(dim=0) / math.sqrt(200)
     assert (errors.mean(dim=0).abs() < 5 * standard_error + 1e-5).all()
@@ -131,7 +104,7 @@ def test_draws_have_the_enumerated_mean(which, num_samples):
 def test_uniform_logits_cost_the_logarithm_of_the_classes_at_every_draw(which):
     image_bits, text_bits = NUM_IMAGE * math.log2(V_X), NUM_TEXT * math.log2(V_Y + 1)
     expected = {"x": image_bits, "x|y": image_bits, "y": text_bits, "y|x": text_bits, "x,y": image_bits + text_bits}
-    bits = bound_bits_per_pair(make_model(), *make_codes(), which, 1, make_generator())
+    bits = bound_bits_per_pair(make_model(), *make_codes(), which, 1, generator())
     assert bits.tolist() == pytest.approx([expected[which]] * 5, rel=1e-6)
 
 
@@ -144,7 +117,7 @@ def test_conditions_are_given_or_absent_and_each_modality_is_told_its_own_rate(w
     calls = []
     model.register_forward_pre_hook(lambda _, args, kwargs: calls.append((*args, *kwargs.values())), with_kwargs=True)
     image_codes, text_codes = make_codes()
-    bound_bits_per_pair(model, image_codes, text_codes, which, 3, make_generator())
+    bound_bits_per_pair(model, image_codes, text_codes, which, 3, generator())
     for image, text, image_rate, text_rate in calls:
         for noisy, clean, rate, mask_id, role in (
             (image, image_codes, image_rate, V_X, DIRECTIONS[which][0]),
@@ -169,7 +142,7 @@ def test_counts_are_spread_evenly_over_draws_and_pairs(which, num_codes):
             seen.append(sum(hidden.flatten(1).sum(dim=1) for hidden, role in roles if role == "predicted"))
 
         model.register_forward_pre_hook(count)
-        bound_bits_per_pair(model, *make_codes(num_pairs), which, num_samples, make_generator())
+        bound_bits_per_pair(model, *make_codes(num_pairs), which, num_samples, generator())
         return torch.stack(seen)  # (num_samples, num_pairs)
 
     every_count = torch.arange(1, num_codes + 1)
@@ -184,7 +157,7 @@ def test_the_joint_bound_hides_codes_of_both_modalities_alike():
         lambda _, args, kwargs: shares.append(torch.stack([kwargs["image_timestep"], kwargs["text_timestep"]])),
         with_kwargs=True,
     )
-    bound_bits_per_pair(model, *make_codes(1500), "x,y", 1, make_generator(), batch_size=1500)
+    bound_bits_per_pair(model, *make_codes(1500), "x,y", 1, generator(), batch_size=1500)
     image_share, text_share = shares[0]
     # Given k, each of the 22 codes is hidden with probability k / 22.
     assert abs(image_share.mean() - text_share.mean()) < 4 * (image_share - text_share).std() / math.sqrt(1500)
@@ -195,21 +168,21 @@ def test_the_joint_bound_hides_codes_of_both_modalities_alike():
 
 def test_the_batch_size_changes_nothing_and_the_generator_decides():
     model, codes = wake(make_model()), make_codes()
-    bits = bound_bits_per_pair(model, *codes, "x,y", 3, make_generator())
-    assert torch.allclose(bound_bits_per_pair(model, *codes, "x,y", 3, make_generator(), batch_size=2), bits)
-    assert not torch.allclose(bound_bits_per_pair(model, *codes, "x,y", 3, make_generator(9)), bits)
+    bits = bound_bits_per_pair(model, *codes, "x,y", 3, generator())
+    assert torch.allclose(bound_bits_per_pair(model, *codes, "x,y", 3, generator(), batch_size=2), bits)
+    assert not torch.allclose(bound_bits_per_pair(model, *codes, "x,y", 3, generator(9)), bits)
 
 
 def test_dropout_is_off_while_measuring_and_back_afterwards():
     model, codes = wake(make_model(dropout=0.5)).train(), make_codes()
-    bits = bound_bits_per_pair(model, *codes, "x", 2, make_generator())
+    bits = bound_bits_per_pair(model, *codes, "x", 2, generator())
     assert model.training
-    assert torch.equal(bound_bits_per_pair(model.eval(), *codes, "x", 2, make_generator()), bits)
+    assert torch.equal(bound_bits_per_pair(model.eval(), *codes, "x", 2, generator()), bits)
     assert not model.training
 
 
 @pytest.mark.parametrize(("change", "message"), [({"which": "y|z"}, "'y|z'"), ({"num_samples": 0}, "at least 1")])
 def test_a_bad_argument_is_refused(change, message):
-    arguments = {"which": "x", "num_samples": 1, "generator": make_generator()} | change
+    arguments = {"which": "x", "num_samples": 1, "generator": generator()} | change
     with pytest.raises(ValueError, match=message.replace("|", r"\|")):
         bound_bits_per_pair(make_model(), *make_codes(), **arguments)

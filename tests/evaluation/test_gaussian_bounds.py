@@ -9,8 +9,8 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.configuration_utils import FrozenDict
 from gaussian_inputs import make_gaussian_pipeline
+from random_pairs import RandomPairs
 from seeded import generator
-from torch import nn
 
 from hf_vqdit.evaluation.bounds import DIRECTIONS, bound_bits_per_pair
 from hf_vqdit.evaluation.gaussian_bounds import gaussian_bound_bits_per_pair
@@ -20,7 +20,7 @@ from hf_vqdit.schedulers.noise_levels import NoiseLevels, rounding_nats
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 
-class ToyPosterior(nn.Module):
+class ToyPosterior(RandomPairs):
     """
     The exact E[x_0 | x_t] of a random table over 2 image and 2 text codes of 3 classes, in vectors of 2 channels.
 
@@ -31,8 +31,6 @@ class ToyPosterior(nn.Module):
         super().__init__()
         self.config = FrozenDict(process="gaussian", prediction_type=prediction_type, learn_sigma=False)
         self.levels, self.error = NoiseLevels(scheduler, prediction_type), error
-        self.table = torch.randn(3, 3, 3, 3, generator=generator(), dtype=torch.float64).flatten().softmax(0)
-        self.pairs = torch.cartesian_prod(*[torch.arange(3)] * 4)  # (81, 4), in the order of the table
         self.vectors = torch.tensor([[1.0, 0.5], [-1.0, 1.0], [0.3, -1.2]])
         self.image_log_prior = self.text_log_prior = torch.zeros(3)
 
@@ -60,22 +58,6 @@ class ToyPosterior(nn.Module):
 
     def code_vectors(self, modality, vqvae):
         return self.vectors
-
-    def codes(self):
-        """All 81 pairs."""
-        return self.pairs[:, :2].reshape(-1, 1, 2), self.pairs[:, 2:].reshape(-1, 2, 1)
-
-    def exact_bits(self, which):
-        """-log2 of the true probability, for each of the 81 pairs."""
-        table = self.table.view(9, 9)  # x, y
-        p = {
-            "x": table.sum(1, keepdim=True).expand(9, 9),
-            "y": table.sum(0, keepdim=True).expand(9, 9),
-            "x|y": table / table.sum(0, keepdim=True),
-            "y|x": table / table.sum(1, keepdim=True),
-            "x,y": table,
-        }
-        return -p[which].log2().flatten()
 
 
 SCHEDULERS = {

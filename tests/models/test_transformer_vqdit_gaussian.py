@@ -4,6 +4,7 @@
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
+from seeded import wake
 
 from hf_vqdit.models.transformer_vqdit import PREDICTION_TYPES, VQDiTModel
 
@@ -25,16 +26,6 @@ def make_model(**config) -> VQDiTModel:
         num_attention_heads=2,
     )
     return VQDiTModel(**defaults | config).eval()
-
-
-def wake(model: VQDiTModel) -> VQDiTModel:
-    """Weights away from the zeros of the start, so that every path matters."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model
 
 
 def make_inputs(batch_size=3, h=4, w=4, length=3, groups=2, seed=0) -> dict[str, torch.Tensor]:

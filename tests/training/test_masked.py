@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from seeded import wake
 
 from hf_vqdit.models.transformer_vqdit import VQDiTModel
 from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
@@ -18,11 +19,7 @@ PLAIN = MaskedLossConfig(text_loss_weight=1.0, pad_loss_weight=1.0, text_loss_we
 def make_model(awake: bool = True) -> VQDiTModel:
     torch.manual_seed(0)
     model = VQDiTModel(V_X, V_Y, text_num_groups=2, patch_size=2, hidden_size=32, num_layers=1, num_attention_heads=2)
-    if awake:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.1 * torch.randn(parameter.shape)
-    return model
+    return wake(model) if awake else model
 
 
 def make_codes(num_rows: int = 8, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     check_tokenizer(vqvae, datasets["validation"], args.tokenizer_floors)
     for split, dataset in datasets.items():
-        write_codes(Path(args.output_dir) / split, vqvae, dataset, args.train_batch_size, records)
+        folder = Path(args.output_dir) / split
+        write_codes(folder, vqvae, dataset, args.train_batch_size, records, args.dataloader_num_workers)
         logger.info("Encoded %d pairs of the split %s.", len(dataset), split)
     for line in records.warnings():
         logger.warning(line)

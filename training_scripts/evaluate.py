@@ -82,7 +82,8 @@ class EvaluateArguments(DataArguments):
         metadata=about("A CLIP for CLIPScores, a folder or a name on the Hub; by default there are none."),
     )
     max_training_pictures: int = field(
-        default=50_000, metadata=about("Training pictures to compare with, at most; drawn by the seed.")
+        default=50_000,
+        metadata=about("Training pictures to compare with, at most; drawn by the seed, of a stream the first."),
     )
     leave_out: list[str] = field(
         default_factory=list,
@@ -205,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             network,
             args.seed,
             args.eval_batch_size,
+            args.dataloader_num_workers,
         )
         counts = dict.fromkeys(("text_to_image", "reconstruction", "held_out"), len(tasks.pairs))
         notes = note_limits(counts | {"joint": min(num_joint)}, training, held_out if with_copies else None)

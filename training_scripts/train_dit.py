@@ -47,7 +47,6 @@ from hf_vqdit.training.arguments import TrainDiTArguments, parse_arguments
 from hf_vqdit.training.codes import encode_batch, open_codes, weights_digest
 from hf_vqdit.training.distillation import (
     DistillationConfig,
-    check_teacher,
     distillation_objective,
     student_scheduler,
 )
@@ -57,10 +56,12 @@ from hf_vqdit.training.overfitting import OverfittingSignal
 from hf_vqdit.training.previews import preview_pipeline
 from hf_vqdit.training.processes import (
     LOSS_CONFIGS,
+    check_sizes,
     embed_by_vectors,
     load_scheduler,
     measure_priors,
     scheduler_settings,
+    warn_of_differences,
 )
 from hf_vqdit.training.rows import PairLoss
 from hf_vqdit.training.run import TrainingRun, make_optimizer
@@ -239,7 +240,17 @@ def make_model(
             )
         schedulers = [load_scheduler(source, name, args.scheduler_class, own) for name, own in settings.items()]
         if args.distill_from is not None:
-            check_teacher(model, sizes)
+            check_sizes(model, sizes, "distill_from")
+        else:
+            tables = (
+                "image_codebook_size",
+                "text_codebook_size",
+                "text_num_groups",
+                "image_code_dim",
+                "text_code_dim",
+            )
+            check_sizes(model, {key: sizes[key] for key in tables if key in sizes}, "pretrained_model_name_or_path")
+            warn_of_differences(model, args.model_init_kwargs, vqvae, source)
     else:
         model = VQDiTModel(**args.model_init_kwargs | sizes, process=args.process)
         if args.process == "masked":

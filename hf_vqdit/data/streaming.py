@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from .loader import PairDataset, collate_pairs
 from .reader import Pair, PairReader, RowKey, keyed_bits
 from .records import BadRecord
-from .workers import ignore_interrupts
+from .workers import outlast_signals
 
 _MAX_SKIPPED_IN_A_ROW = 1000
 
@@ -202,7 +202,7 @@ class StreamBatches(Iterable):
             sampler=self._sendings(),
             batch_size=None,
             num_workers=self.num_workers,
-            worker_init_fn=ignore_interrupts,
+            worker_init_fn=outlast_signals,
             generator=torch.Generator(),  # so that nothing is drawn from the global one, which a checkpoint restores
         )
         for batch, outcomes in loader:

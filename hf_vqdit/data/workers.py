@@ -4,6 +4,8 @@
 import signal
 
 
-def ignore_interrupts(worker_id: int) -> None:
-    """A `worker_init_fn`. A terminal sends Ctrl-C to all processes; the one that trains decides when it is time."""
+def outlast_signals(worker_id: int) -> None:
+    """A `worker_init_fn`. Ctrl-C, and the SIGTERM of a batch system, go to all processes at once, and the one that
+    trains still needs its batches to end in order. A second SIGTERM, such as the loader's own, ends a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))

@@ -154,6 +154,9 @@ def _chrf(captions: Sequence[str], references: Sequence[Sequence[str]], language
 
 
 def _share_agreeing(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """The share of captions that agree with the picture's; NaN of none."""
+    if not captions:
+        return float("nan")
     agreeing = [attributes_agree(caption, own) for caption, own in zip(captions, references, strict=True)]
     return sum(agreeing) / len(agreeing)
 

@@ -2,6 +2,7 @@
 """The report of an evaluation: `report.json` for programs, `report.md` for people."""
 
 import json
+import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -134,8 +135,18 @@ def write_report(figures: Mapping[str, Any], output_dir: str | Path, with_target
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "report.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    content = json.dumps(_without_nan(figures), indent=2, allow_nan=False)
+    (output_dir / "report.json").write_text(f"{content}\n", encoding="utf-8")
     (output_dir / "report.md").write_text(format_report(figures, with_targets), encoding="utf-8")
+
+
+def _without_nan(figures: Any) -> Any:
+    """The same with `None` for numbers that JSON does not know: what could not be measured."""
+    if isinstance(figures, Mapping):
+        return {key: _without_nan(value) for key, value in figures.items()}
+    if isinstance(figures, list | tuple):
+        return [_without_nan(value) for value in figures]
+    return None if isinstance(figures, float) and not math.isfinite(figures) else figures
 
 
 def format_report(figures: Mapping[str, Any], with_targets: bool) -> str:

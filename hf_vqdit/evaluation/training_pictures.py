@@ -4,12 +4,14 @@
 from dataclasses import dataclass
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hf_vqdit.data import PairDataset, collate_pairs
+from hf_vqdit.data.workers import outlast_signals
 
 from .features import extract_features, shrink, to_bytes, train_own_features
 from .picture_sets import nearest
@@ -47,11 +49,12 @@ class TrainingPictures:
         Returns:
             `torch.FloatTensor` of shape `(B, 3, H, W)`: In [-1, 1].
         """
-        return _read_rows(self.dataset, [self.rows[index] for index in indices])["pixel_values"]
+        keys = [(0, self.rows[index], self.rows[index]) for index in indices]
+        return collate_pairs(self.dataset.__getitems__(keys))["pixel_values"]
 
 
 def read_training_pictures(
-    pairs: Dataset,
+    pairs: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
     resolution: int,
     center_crop: bool = True,
@@ -59,18 +62,21 @@ def read_training_pictures(
     network: nn.Module | None = None,
     seed: int = 0,
     batch_size: int = 250,
+    num_workers: int = 0,
 ) -> TrainingPictures:
     """Reads the pictures of a training split, as training does, and takes their features on the way.
 
     Args:
-        pairs (`datasets.Dataset`): The split `"train"` of [`~hf_vqdit.data.load_pairs`].
+        pairs (`Dataset` or `IterableDataset`): The split `"train"` of [`~hf_vqdit.data.load_pairs`]. Of a stream the
+            first ones are kept in memory, as they come.
         tokenizer (`PreTrainedTokenizerBase`): The caption tokenizer.
         resolution (`int`): Side of the pictures in pixels.
         center_crop (`bool`, defaults to `True`): Whether pictures are cropped in the middle.
-        max_pictures (`int`, defaults to 50000): Read no more than this many, in random order.
+        max_pictures (`int`, defaults to 50000): Read no more than this many, in random order; of a stream the first.
         network (`nn.Module`, *optional*): A feature network; by default one is trained on the thumbnails.
         seed (`int`, defaults to 0): Seed of the order and of that training.
         batch_size (`int`, defaults to 250): Pictures at a time.
+        num_workers (`int`, defaults to 0): Processes that decode them.
 
     Returns:
         [`TrainingPictures`]: Without rows that lack a picture or whose picture cannot be read.
@@ -78,11 +84,21 @@ def read_training_pictures(
     Raises:
         ValueError: If fewer than two pictures are left.
     """
+    if isinstance(pairs, IterableDataset):
+        pairs = Dataset.from_list([*pairs.take(max_pictures)], features=pairs.features)
     dataset = PairDataset(pairs, tokenizer, resolution, center_crop, seed=seed)
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:max_pictures]
     rows, thumbnails, features = [], [], []
-    for some in tqdm(order.split(batch_size), desc="Reading the training pictures"):
-        batch = _read_rows(dataset, some.tolist())
+    batches = [[(0, row, row) for row in some.tolist()] for some in order.split(batch_size)]
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate_pairs,
+        num_workers=num_workers,
+        worker_init_fn=outlast_signals,
+    )
+    for batch in tqdm(loader, desc="Reading the training pictures"):
+        # Where `index` differs from `row`, another pair stands in for one that cannot be read.
         is_good = batch["has_image"] & (batch["index"] == batch["row"])
         if not is_good.any():
             continue
@@ -120,8 +136,3 @@ def nearest_on_pixels(
     pixels = to_bytes(shrink(pixel_values)).flatten(1)  # (N, 3 h w)
     distances, rows = nearest(pixels, thumbnails.flatten(1))
     return distances / pixels.shape[1] ** 0.5, rows
-
-
-def _read_rows(dataset: PairDataset, rows: list[int]) -> dict[str, torch.Tensor]:
-    """A batch of pairs; where `index` differs from `row`, another pair stands in for one that cannot be read."""
-    return collate_pairs(dataset.__getitems__([(0, row, row) for row in rows]))

@@ -277,7 +277,8 @@ def parse_arguments(arguments_class: type[Arguments], section: str, argv: Sequen
 
     The file holds `format_version: 1`, one mapping for each script, and `common` for all of them. Keys are the fields
     of the script's dataclass; null leaves the default. A key of `common` is used where it is known, and has to be
-    known to some script. A setting that is a mapping is JSON on the command line, laid key by key over the file's.
+    known to this script or to one that trains or encodes. A setting that is a mapping is JSON on the command line,
+    laid key by key over the file's.
 
     Args:
         arguments_class (`type`): A dataclass of settings.

@@ -3,12 +3,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, Features, List, Value
+from torch.utils.data import DataLoader
 
 from hf_vqdit.data import (
     CODES_FORMAT_VERSION,
@@ -19,6 +19,7 @@ from hf_vqdit.data import (
     collate_pairs,
     encode_captions,
 )
+from hf_vqdit.data.workers import outlast_signals
 from hf_vqdit.models.autoencoder_vqvae import MultimodalVQVAE
 
 
@@ -40,7 +41,12 @@ def encode_batch(vqvae: MultimodalVQVAE, batch: dict[str, Any]) -> dict[str, Any
 
 
 def write_codes(
-    folder: str | Path, vqvae: MultimodalVQVAE, dataset: PairDataset, batch_size: int, records: RecordCounts
+    folder: str | Path,
+    vqvae: MultimodalVQVAE,
+    dataset: PairDataset,
+    batch_size: int,
+    records: RecordCounts,
+    num_workers: int = 0,
 ) -> None:
     """Encodes every picture and every caption of a data set once, for [`open_codes`].
 
@@ -50,6 +56,7 @@ def write_codes(
         dataset (`PairDataset`): The pairs; without random flips, since each picture is encoded once.
         batch_size (`int`): Pairs at a time.
         records (`RecordCounts`): Where the records are counted.
+        num_workers (`int`, defaults to 0): Processes that decode pictures.
 
     Raises:
         ValueError: If the data set mirrors pictures at random, or too many records are bad.
@@ -64,35 +71,41 @@ def write_codes(
         has_image=Value("bool"),
         has_text=Value("bool"),
     )
-    rows = list(_encode_rows(vqvae, dataset, batch_size, records))
+    batches = [
+        [(0, index) for index in range(start, min(start + batch_size, len(dataset)))]
+        for start in range(0, len(dataset), batch_size)
+    ]
+    loader = DataLoader(
+        dataset, batch_sampler=batches, collate_fn=list, num_workers=num_workers, worker_init_fn=outlast_signals
+    )
+    rows = [row for items in loader for row in _encode_rows(vqvae, dataset, items, records)]
     Dataset.from_list(rows, features=features).save_to_disk(str(folder))
     metadata = {"format_version": CODES_FORMAT_VERSION, "vqvae": weights_digest(vqvae)}
     (Path(folder) / CODES_METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
 
+@torch.no_grad()
 def _encode_rows(
-    vqvae: MultimodalVQVAE, dataset: PairDataset, batch_size: int, records: RecordCounts
-) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(dataset), batch_size):
-        items = dataset.__getitems__([(0, index) for index in range(start, min(start + batch_size, len(dataset)))])
-        batch = collate_pairs(items)
-        records.add(batch)
-        # A pair that could not be read is replaced by another, whose captions are at that other's index.
-        captions = [dataset.pairs[item["index"]]["caption"] or [""] for item in items]
-        input_ids = encode_captions(dataset.reader.tokenizer, [caption for row in captions for caption in row])
-        with torch.no_grad():
-            image_codes = vqvae.encode(image=batch["pixel_values"].to(vqvae.device)).image_codes
-            text_codes = torch.cat(
-                [vqvae.encode(text=chunk).text_codes for chunk in input_ids.to(vqvae.device).split(batch_size)]
-            )
-        text_codes = text_codes.split([len(row) for row in captions])
-        for item, item_image_codes, item_text_codes in zip(items, image_codes, text_codes, strict=True):
-            yield {
-                "image_codes": item_image_codes.tolist(),
-                "text_codes": item_text_codes.tolist(),
-                "has_image": item["has_image"],
-                "has_text": item["has_text"],
-            }
+    vqvae: MultimodalVQVAE, dataset: PairDataset, items: list[dict[str, Any]], records: RecordCounts
+) -> list[dict[str, Any]]:
+    batch = collate_pairs(items)
+    records.add(batch)
+    # A pair that could not be read is replaced by another, whose captions are at that other's index.
+    captions = [dataset.pairs[item["index"]]["caption"] or [""] for item in items]
+    input_ids = encode_captions(dataset.reader.tokenizer, [caption for row in captions for caption in row])
+    image_codes = vqvae.encode(image=batch["pixel_values"].to(vqvae.device)).image_codes
+    chunks = input_ids.to(vqvae.device).split(len(items))
+    text_codes = torch.cat([vqvae.encode(text=chunk).text_codes for chunk in chunks])
+    text_codes = text_codes.split([len(row) for row in captions])
+    return [
+        {
+            "image_codes": item_image_codes.tolist(),
+            "text_codes": item_text_codes.tolist(),
+            "has_image": item["has_image"],
+            "has_text": item["has_text"],
+        }
+        for item, item_image_codes, item_text_codes in zip(items, image_codes, text_codes, strict=True)
+    ]
 
 
 def open_codes(folder: str | Path, vqvae: MultimodalVQVAE, seed: int) -> CodesDataset:

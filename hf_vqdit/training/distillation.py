@@ -2,10 +2,9 @@
 """Few passes for many: a student whose every pass covers several guided sampling steps of its teacher."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn as nn
@@ -107,31 +106,6 @@ def student_scheduler(scheduler: MaskedDiffusionScheduler, config: DistillationC
     return type(scheduler).from_config(scheduler.config, **settings)
 
 
-def check_teacher(teacher: nn.Module, sizes: Mapping[str, Any]) -> None:
-    """
-    Refuse a teacher that knows other codes than those it is to teach.
-
-    Args:
-        teacher (`VQDiTModel`):
-            The teacher.
-        sizes (`Mapping[str, Any]`):
-            The arguments of a `VQDiTModel` that follow from the codes, by name.
-
-    Raises:
-        `ValueError`: The teacher was made with others.
-    """
-    found = {name: teacher.config[name] for name in sizes}
-    found["sample_size"] = _to_pair(found["sample_size"])
-    sizes = dict(sizes) | {"sample_size": _to_pair(sizes["sample_size"])}
-    wrong = [name for name in sizes if found[name] != sizes[name]]
-    if wrong:
-        raise ValueError(
-            "The teacher of `distill_from` is made for codes of other sizes than the data's: "
-            + ", ".join(f"`{name}` is {found[name]} and would have to be {sizes[name]}" for name in wrong)
-            + ". Distil on data like those it was trained on, at its `resolution`."
-        )
-
-
 def distillation_objective(
     model: nn.Module,
     image_codes: torch.LongTensor,
@@ -219,10 +193,6 @@ def distillation_objective(
     image_losses = _divergence(output.image_logits, image.hidden, image_log_targets, weight)
     text_losses = _divergence(output.text_logits, text.hidden, text_log_targets, weight)
     return weigh_losses(model, image, text, image_losses, text_losses, config)
-
-
-def _to_pair(size: int | Sequence[int]) -> tuple[int, ...]:
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 # Times

@@ -2,7 +2,8 @@
 """What goes with each process: its loss, its schedulers, the vectors that it noises, and the U-Net to compare with."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -15,10 +16,12 @@ from hf_vqdit.models.transformer_vqdit import VQDiTModel
 from hf_vqdit.pipelines.pipeline_vqdit import GAUSSIAN_SCHEDULERS, VQDiTPipeline
 from hf_vqdit.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
-from .codes import encode_batch
+from .codes import encode_batch, weights_digest
 from .gaussian import GaussianLossConfig
 from .masked import MaskedLossConfig
 from .times import TimeMixture
+
+logger = logging.getLogger(__name__)
 
 LOSS_CONFIGS = {"masked": MaskedLossConfig, "gaussian": GaussianLossConfig}
 UNET_KWARGS = {  # two levels, with attention at the lower one
@@ -94,6 +97,36 @@ def load_scheduler(
     return scheduler_class.from_pretrained(source, subfolder=name, **settings)
 
 
+def check_sizes(model: VQDiTModel, sizes: Mapping[str, Any], flag: str) -> None:
+    """
+    Refuse a trained model for other codes than those it knows.
+
+    Args:
+        model (`VQDiTModel`):
+            The model.
+        sizes (`Mapping[str, Any]`):
+            The arguments of a `VQDiTModel` that follow from the codes, by name.
+        flag (`str`):
+            The setting that named the model, for the error.
+
+    Raises:
+        `ValueError`: The model was made with others.
+    """
+    compared = {name: (model.config[name], size) for name, size in sizes.items()}
+    if "sample_size" in compared:
+        compared["sample_size"] = tuple(map(_to_pair, compared["sample_size"]))
+    wrong = [f"`{name}` is {own} and would have to be {size}" for name, (own, size) in compared.items() if own != size]
+    if wrong:
+        raise ValueError(
+            f"The model of `{flag}` is made for codes of other sizes than the data's: {', '.join(wrong)}. Name data "
+            "and a tokenizer like those that it was trained on."
+        )
+
+
+def _to_pair(size: int | Sequence[int]) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
 def check_process(
     process: str,
     backbone: str,
@@ -131,6 +164,35 @@ def check_process(
         raise ValueError(f'`backbone` "unet" needs `process` "gaussian", got {process!r}.')
     if loss_config.get("region_fraction"):
         raise ValueError('`backbone` "unet" is not told what is given: set `region_fraction` of `loss_config` to 0.')
+
+
+def warn_of_differences(
+    model: VQDiTModel, model_init_kwargs: Mapping[str, Any], vqvae: MultimodalVQVAE, source: str
+) -> None:
+    """
+    Warn where a transformer to go on with does not go with what was set for a new one.
+
+    Args:
+        model (`VQDiTModel`):
+            The transformer.
+        model_init_kwargs (`Mapping[str, Any]`):
+            Arguments for a new one.
+        vqvae (`MultimodalVQVAE`):
+            The tokenizer of this run.
+        source (`str`):
+            The pipeline that the transformer is of.
+    """
+    if weights_digest(MultimodalVQVAE.from_pretrained(source, subfolder="vqvae")) != weights_digest(vqvae):
+        logger.warning(
+            "`vqvae_model_name_or_path` is another tokenizer than that of %s, so its transformer has to learn codes "
+            "anew that mean something else; to go on with its own: `--vqvae_model_name_or_path %s`.",
+            source,
+            source,
+        )
+    for name, value in model_init_kwargs.items():
+        own = model.config[name]
+        if own != (tuple(value) if isinstance(own, tuple) else value):
+            logger.warning("`%s` is %s as in %s; %s is for a new model.", name, own, source, value)
 
 
 def embed_by_vectors(vqvae: MultimodalVQVAE, model: VQDiTModel) -> None:

@@ -26,7 +26,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from hf_vqdit.data import PairStream, RecordCounts, ResumableBatchSampler, RowKey, StreamBatches
-from hf_vqdit.data.workers import ignore_interrupts
+from hf_vqdit.data.workers import outlast_signals
 from hf_vqdit.evaluation.report import SUMMARY_FILE
 from hf_vqdit.training.argument_groups import OptimizationArguments
 from hf_vqdit.training.arguments import write_config
@@ -157,7 +157,7 @@ class TrainingRun:
             batch_sampler=sampler,
             collate_fn=collate_fn,
             num_workers=arguments.dataloader_num_workers,
-            worker_init_fn=ignore_interrupts,
+            worker_init_fn=outlast_signals,
             generator=torch.Generator().manual_seed(arguments.seed),
         )
         return iter(loader)

@@ -130,6 +130,15 @@ def test_parts_that_take_long_can_be_left_out(saved_pipeline, tmp_path):
         evaluate(*where, f"--output_dir={tmp_path / 'two'}", "--leave_out", "everything")
 
 
+def test_a_stream_is_compared_with_its_first_pictures(saved_pipeline, tmp_path):
+    where = (f"--pipeline={saved_pipeline}", *save_own_pairs(tmp_path), *FEW, "--streaming=true")
+    networks = f"--feature_model_name_or_path={save_vision_model(tmp_path / 'features')}"
+    few = ("--num_held_out_samples=10", "--max_training_pictures=8", "--dataloader_num_workers=1")
+    evaluate(*where, networks, *few, f"--output_dir={tmp_path}", "--leave_out", "bounds")
+    figures, _ = read_outputs(tmp_path)
+    assert figures["comparison"]["training_pictures"] == 8 and figures["samples"]["held_out_pairs"] == 10
+
+
 def test_the_figures_go_into_the_card_of_the_pipeline(saved_pipeline, tmp_path):
     data = (*save_own_pairs(tmp_path), *FEW, f"--output_dir={tmp_path / 'output'}", "--leave_out", "bounds", "copies")
     with pytest.raises(ValueError, match="`update_model_card` needs a folder with a card"):

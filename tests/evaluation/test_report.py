@@ -131,6 +131,17 @@ def test_bounds_are_compared_in_bits_a_pair():
     assert "+5.0 bits a pair" in format_report({"bounds": bounds}, with_targets=False)
 
 
+def test_what_is_no_number_is_null_in_the_json(tmp_path):
+    figures = {"image_psnr_db": float("nan"), "spread": {"image_psnr_db": [20.0, float("inf")]}}
+    write_report(figures, tmp_path, with_targets=False)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    found = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
+    assert found == {"image_psnr_db": None, "spread": {"image_psnr_db": [20.0, None]}}
+
+
 def test_the_json_holds_exactly_what_was_measured(tmp_path):
     figures = make_figures(measured=describe_machine(torch.device("cpu"), torch.float32))
     write_report(figures, tmp_path / "new" / "folder", with_targets=True)

@@ -20,7 +20,6 @@ from script_runs import (
 import hf_vqdit
 from hf_vqdit.training.distillation import (
     DistillationConfig,
-    check_teacher,
     distillation_objective,
     student_pass,
     student_scheduler,
@@ -369,15 +368,6 @@ def test_a_setting_out_of_range_is_refused(config):
 def test_smoothed_labels_are_refused(student, teacher):
     with pytest.raises(ValueError, match="label_smoothing"):
         objective(student, teacher, times_of(), config=MaskedLossConfig(label_smoothing=0.1))
-
-
-def test_a_teacher_of_other_sizes_is_refused(teacher):
-    sizes = {name: teacher.config[name] for name in ("image_codebook_size", "text_length", "sample_size")}
-    check_teacher(teacher, sizes)
-    check_teacher(teacher, sizes | {"sample_size": (8, 8)})
-    for name, value in (("image_codebook_size", 64), ("text_length", 8), ("sample_size", (8, 16))):
-        with pytest.raises(ValueError, match=f"`{name}` is .* and would have to be"):
-            check_teacher(teacher, sizes | {name: value})
 
 
 # The script

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from hf_vqdit import MultimodalVQVAE, VQDiTModel
-from hf_vqdit.training.processes import EMBEDDING_STD, embed_by_vectors
+from hf_vqdit.training.processes import EMBEDDING_STD, check_sizes, embed_by_vectors
 
 NUM_CODES = 48
 
@@ -45,3 +45,13 @@ def test_a_channel_in_which_all_codes_agree_and_more_channels_than_the_model_is_
     codebook[:, 0] = 0
     embed_by_vectors(make_vqvae(codebook), model)
     assert model.image_embed.weight.isfinite().all()
+
+
+def test_a_model_for_codes_of_other_sizes_is_refused(model):
+    sizes = {name: model.config[name] for name in ("image_codebook_size", "text_length", "sample_size")}
+    check_sizes(model, sizes, "distill_from")
+    height, width = (model.config.sample_size,) * 2
+    check_sizes(model, sizes | {"sample_size": (height, width)}, "distill_from")
+    for name, value in (("image_codebook_size", 64), ("text_length", 8), ("sample_size", (height, 16))):
+        with pytest.raises(ValueError, match=f"`distill_from` .* `{name}` is .* and would have to be"):
+            check_sizes(model, sizes | {name: value}, "distill_from")

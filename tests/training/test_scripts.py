@@ -2,7 +2,9 @@
 """The training scripts, by command line, on a tiny model: what they leave, and what may not change their result."""
 
 import json
+import os
 import signal
+import subprocess
 import sys
 from itertools import count
 from pathlib import Path
@@ -139,6 +141,20 @@ def test_an_interrupted_run_leaves_a_checkpoint_from_which_it_goes_on_bit_for_bi
     assert signal.getsignal(number) == before
 
 
+def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint_too(tmp_path):
+    """As a terminal and a batch system send it: those that read pictures get it as well."""
+    flags = [*DATA, *COMMANDS["train_vqvae"], "--max_train_steps", "100000", "--dataloader_num_workers", "2"]
+    command = [sys.executable, str(SCRIPTS / "train_vqvae.py"), *flags, "--output_dir", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        log = ""
+        while "step 3 of" not in log and (line := process.stderr.readline()):
+            log += line
+        os.killpg(process.pid, signal.SIGTERM)
+        log += process.communicate(timeout=120)[1]
+    assert process.returncode == 128 + signal.SIGTERM and "--resume_from_checkpoint latest" in log, log
+    assert list_checkpoints(tmp_path)[-1].name == f"checkpoint-{log.split('Interrupted after step ')[1].split(':')[0]}"
+
+
 @pytest.mark.parametrize("script", ["train_vqvae", "train_dit"])
 @pytest.mark.parametrize(
     "change",
@@ -186,6 +202,18 @@ def test_fine_tuning_starts_from_the_weights_that_were_given(script, runs, tmp_p
     for name in [name for name in expected if name.endswith("codebook")]:  # they move, a little, at any learning rate
         torch.testing.assert_close(found.pop(name), expected.pop(name), rtol=0, atol=0.05)
     assert_equal(found, expected)
+
+
+def test_what_a_transformer_to_go_on_with_does_not_go_with_is_told(runs, tmp_path, caplog):
+    other = run_in_process("train_vqvae", tmp_path / "tokenizer", "--seed", "1", "--max_train_steps", "1")
+    source = ["--pretrained_model_name_or_path", str(runs["train_dit"]), "--max_train_steps", "1"]
+    caplog.set_level("WARNING", logger="hf_vqdit")
+    run_in_process("train_dit", tmp_path / "same", *source)
+    assert "another tokenizer" not in caplog.text and "is for a new model" not in caplog.text
+    wider = ["--model_init_kwargs", '{"hidden_size": 64}', "--vqvae_model_name_or_path", str(other)]
+    run_in_process("train_dit", tmp_path / "other", *source, *wider)
+    assert f"`--vqvae_model_name_or_path {runs['train_dit']}`" in caplog.text
+    assert f"`hidden_size` is 32 as in {runs['train_dit']}; 64 is for a new model" in caplog.text
 
 
 def test_a_dry_run_prints_parameters_and_flops_and_writes_nothing(runs, tmp_path, capsys):

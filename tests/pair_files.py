@@ -63,11 +63,11 @@ def write_folder(folder: Path, pairs: Pairs, metadata: str = "csv") -> dict[str,
     return {"train_data_dir": str(folder)}
 
 
-def write_parquet(folder: Path, pairs: Pairs, num_files: int = 2) -> dict[str, str]:
-    """Parquet files as the Hub has them: pictures as their bytes, several row groups."""
+def write_parquet(folder: Path, pairs: Pairs, num_files: int = 2, path: str | None = None) -> dict[str, str]:
+    """Parquet files as the Hub has them: pictures as their bytes, with a name beside them; several row groups."""
     folder.mkdir(parents=True)
     for number, part in enumerate(np.array_split(np.arange(len(pairs)), num_files)):
-        pictures = [None if pairs[i][0] is None else {"bytes": pairs[i][0], "path": None} for i in part]
+        pictures = [None if pairs[i][0] is None else {"bytes": pairs[i][0], "path": path} for i in part]
         pictures = pa.array(pictures, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
         table = pa.table({"image": pictures, "text": unchecked_text([pairs[i][1] for i in part])})
         pq.write_table(table, folder / f"train-{number:05d}-of-{num_files:05d}.parquet", row_group_size=3)

@@ -2,11 +2,22 @@
 """Where the two sides of a pair stand in a source, and its rows as pairs: `image`, `caption`, `key`, `flaws`."""
 
 import itertools
+import operator
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, List, Value, concatenate_datasets
+from datasets import (
+    ClassLabel,
+    Dataset,
+    Features,
+    Image,
+    IterableDataset,
+    LargeList,
+    List,
+    Value,
+    concatenate_datasets,
+)
 from datasets.features.features import FeatureType
 
 from .pictures import has_picture
@@ -32,15 +43,16 @@ class PairColumns:
         images (`tuple[str, ...]`): Columns of pictures; a row has its picture in one of them.
         caption (`str`): Column of captions or labels.
         member (`str`, *optional*): Where that column holds JSON objects: their member that is the caption.
-        label_names (`tuple[str, ...]`, *optional*): Where it holds labels: their names; empty if the numbers serve.
-        template (`str`, defaults to `"{label}"`): The caption that a label becomes.
+        template (`str`, *optional*): Where it holds labels: the caption that a label becomes.
+        label_names (`tuple[str, ...]`, *optional*): Where the labels are numbers: their names; empty if the numbers
+            serve.
     """
 
     images: tuple[str, ...]
     caption: str
     member: str | None = None
+    template: str | None = None
     label_names: tuple[str, ...] | None = None
-    template: str = "{label}"
 
 
 def find_columns(
@@ -56,7 +68,8 @@ def find_columns(
         split (`Dataset` or `IterableDataset`): A split of a source.
         image_column (`str`, *optional*): Column of the pictures; by default the first of `IMAGE_COLUMNS`.
         caption_column (`str`, *optional*): Column of captions or labels, or a member of the objects in a column
-            `json`; by default the first of `CAPTION_COLUMNS`, as a column or a member, then of `LABEL_COLUMNS`.
+            `json`; by default the first of `CAPTION_COLUMNS`, as a column or a member, then of `LABEL_COLUMNS`. Text
+            is a caption, but a label's name where one of the latter was found by default.
         template (`str`, defaults to `"a photo of a {label}"`): The caption that a label becomes.
         label_names (`tuple[str, ...]`, defaults to `()`): Names of labels whose column does not know them.
 
@@ -74,22 +87,28 @@ def find_columns(
     images = _find_images(split, image_column)
     caption, member = _find_caption(split, caption_column)
     feature = split.features[caption]
-    if member is not None or (_holds_text(feature) and caption != "cls"):
+    is_label = caption_column is None and (member or caption) in LABEL_COLUMNS
+    if member is not None and is_label:
+        return PairColumns(images, caption, member, template, label_names or None)
+    is_class_of_tar = caption == "cls" and feature == Value("binary") and "__key__" in split.features
+    if member is not None or (_holds_text(feature) and not is_class_of_tar):
         if label_names:
             warnings.warn(f"The captions are those of {caption!r}; `label_names_file` is ignored.", stacklevel=3)
-        return PairColumns(images, caption, member)
-    if not (caption == "cls" or isinstance(feature, ClassLabel) or "int" in getattr(feature, "dtype", "")):
+        return PairColumns(images, caption, member, template if is_label else None)
+    if not (is_class_of_tar or isinstance(feature, ClassLabel) or "int" in getattr(feature, "dtype", "")):
         raise ValueError(
             f"The column {caption!r} must hold a `str` or a list of `str`, or labels, got {feature}. Name another "
             "`caption_column`."
         )
     label_names = label_names or tuple(getattr(feature, "names", ()))
     if not label_names and caption_column is None:
+        kind = "labels" if is_label else "captions"
         raise ValueError(
-            f"The labels in the column {caption!r} are numbers without names. Give `label_names_file`, a text file "
-            f"with a name on each line, or `caption_column` {caption!r} to put the numbers into the captions."
+            f"The {kind} in the column {caption!r} are numbers without names. Give `label_names_file`, a text file "
+            f"with a name on each line, another `caption_column`, or `caption_column` {caption!r} to put the numbers "
+            "into the captions."
         )
-    return PairColumns(images, caption, label_names=label_names, template=template)
+    return PairColumns(images, caption, None, template, label_names)
 
 
 def _find_images(split: Dataset | IterableDataset, given: str | None) -> tuple[str, ...]:
@@ -138,8 +157,9 @@ def _holds_pictures(feature: FeatureType) -> bool:
 
 
 def _holds_text(feature: FeatureType) -> bool:
-    single = feature.feature if isinstance(feature, List) else feature
-    return isinstance(single, Value) and ("string" in single.dtype or "binary" in single.dtype)
+    single = feature.feature if isinstance(feature, List | LargeList) else feature
+    # A column of missing values alone has the type null.
+    return isinstance(single, Value) and any(name in single.dtype for name in ("string", "binary", "null"))
 
 
 def _nothing_found(kind: str, usual: tuple[str, ...], split: Dataset | IterableDataset) -> str:
@@ -168,8 +188,8 @@ def as_pairs(
 
     Returns:
         `Dataset` or `IterableDataset`: `image` (`datasets.Image(decode=False)`), `caption` (a list of `str`, empty
-            where the caption is missing), `key` (what the record is called in messages, unless its picture has a
-            path) and `flaws` (a list of `"kind: reason"`: captions that were left out or cut).
+            where the caption is missing), `key` (what the record is called in messages, unless its picture is a
+            file) and `flaws` (a list of `"kind: reason"`: captions that were left out or cut).
     """
     feature = split.features[columns.caption]
     reader = _RowReader(columns, name)
@@ -223,7 +243,7 @@ class _RowReader:
             if members is None:
                 flaws.append("caption_not_text: no JSON object")
             value = (members or {}).get(self.columns.member)
-        read = _read_text if self.columns.label_names is None else self._read_label
+        read = _read_text if self.columns.template is None else self._read_label
         for single in value if isinstance(value, list) else [value]:
             text, flaw = read(single)
             captions += [text] if text else []
@@ -235,17 +255,25 @@ class _RowReader:
 
     def _read_label(self, value: Any) -> tuple[str, str | None]:
         """The caption of a label, empty if it has none, and what is wrong with it."""
-        try:
-            number = -1 if value is None else int(value)
-        except (TypeError, ValueError):
-            return "", f"caption_not_text: the label {value!r:.80} is no number"
-        if number == -1:  # how `datasets` writes a label that is not known
-            return "", None
         names = self.columns.label_names
-        if names and not 0 <= number < len(names):
-            return "", f"label_unknown: {number}, of {len(names)} names"
-        label = names[number].replace("_", " ") if names else str(number)
-        return self.columns.template.format(label=label), None
+        # Where labels are numbers, bytes are those of a tar's `.cls`, and text of JSON is a name.
+        label, flaw = _read_text(value) if names is None or isinstance(value, str) else _name_label(value, names)
+        return self.columns.template.format(label=label.replace("_", " ")) if label else "", flaw
+
+
+def _name_label(value: Any, names: tuple[str, ...]) -> tuple[str, str | None]:
+    """The name of a label that is a number, empty if it has none, and what is wrong with it."""
+    if value is None:
+        return "", None
+    try:
+        number = int(value) if isinstance(value, bytes) else operator.index(value)
+    except (TypeError, ValueError):
+        return "", f"caption_not_text: the label {value!r:.80} is no number"
+    if number == -1:  # how `datasets` writes a label that is not known
+        return "", None
+    if names and not 0 <= number < len(names):
+        return "", f"label_unknown: {number}, of {len(names)} names"
+    return names[number] if names else str(number), None
 
 
 def _read_text(value: Any) -> tuple[str, str | None]:
@@ -273,8 +301,8 @@ def _decode(text: bytes) -> str:
 
 def _as_bytes(feature: FeatureType) -> FeatureType:
     """The feature of the same text as bytes: reading text that is not UTF-8 would raise."""
-    if isinstance(feature, List):
-        return List(_as_bytes(feature.feature))
+    if isinstance(feature, List | LargeList):
+        return replace(feature, feature=_as_bytes(feature.feature))
     if isinstance(feature, Value) and "string" in feature.dtype:
         return Value("large_binary" if feature.dtype == "large_string" else "binary")
     return feature

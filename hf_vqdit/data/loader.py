@@ -32,7 +32,7 @@ class PairDataset(torch.utils.data.Dataset):
     """Pairs as [`PairReader`] reads them, in any order.
 
     A record that has to be left out does not stop the run: the next good pair takes its place, and the item tells
-    what was skipped. Up to 256 MiB of decoded pictures stay in memory, so that a small set is decoded once.
+    what was wrong. Up to 256 MiB of decoded pictures stay in memory, so that a small set is decoded once.
 
     Args:
         pairs (`datasets.Dataset`): A split of [`load_pairs`]; the columns `key` and `flaws` may be left out.
@@ -76,8 +76,8 @@ class PairDataset(torch.utils.data.Dataset):
         Returns:
             `dict`: `pixel_values` (3, H, W) in [-1, 1], `input_ids` (S,), `has_image`, `has_text`, `truncated` (the
                 caption lost its end), `row` (as in the key), `index` (the pair that was read: the one asked for, or
-                the one in its place) and `bad_records`, a list of [`BadRecord`]: those that were left out on the way,
-                and what was wrong with the captions of the one that was read.
+                the one in its place), `is_stand_in` (it is the latter) and `bad_records`, a list of [`BadRecord`]:
+                what was wrong with the pair that was asked for, if anything.
         """
         return self.__getitems__([key])[0]
 
@@ -87,8 +87,8 @@ class PairDataset(torch.utils.data.Dataset):
         read = self._read_all([key.index for key in keys])
         items = self.reader.to_items([each.pair for each in read], keys)
         return [
-            item | {"index": each.index, "bad_records": [*each.skipped, *each.pair.flaws]}
-            for item, each in zip(items, read, strict=True)
+            item | {"index": each.index, "is_stand_in": each.index != key.index, "bad_records": each.bad_records}
+            for item, each, key in zip(items, read, keys, strict=True)
         ]
 
     def _read_all(self, indices: list[int]) -> list["_Read"]:
@@ -103,22 +103,23 @@ class PairDataset(torch.utils.data.Dataset):
 
     def _read(self, index: int, record: dict[str, Any]) -> "_Read":
         """The pair at `index`, or the next one that can be read."""
-        skipped: list[BadRecord] = []
-        while isinstance(pair := self.reader.read(record, index), BadRecord):
-            skipped.append(pair)
-            if len(skipped) == len(self):
-                raise ValueError(
-                    f"None of the {len(self)} pairs can be read; the first one: {skipped[0]}. Check the data set."
-                )
-            index = (index + 1) % len(self)
-            record = self.pairs[index]
-        return _Read(index, pair, skipped)
+        pair = self.reader.read(record, index)
+        if isinstance(pair, Pair):
+            return _Read(index, pair, pair.flaws)
+        # The ones that are passed over are told where they are asked for themselves.
+        asked_for = pair
+        for distance in range(1, len(self)):
+            stand_in = (index + distance) % len(self)
+            pair = self.reader.read(self.pairs[stand_in], stand_in)
+            if isinstance(pair, Pair):
+                return _Read(stand_in, pair, [asked_for])
+        raise ValueError(f"None of the {len(self)} pairs can be read; the first one: {asked_for}. Check the data set.")
 
 
 class _Read(NamedTuple):
     index: int
     pair: Pair
-    skipped: list[BadRecord]
+    bad_records: list[BadRecord]  # what was wrong with the record that was asked for
 
 
 class CodesDataset(torch.utils.data.Dataset):
@@ -277,9 +278,10 @@ def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `dict`: `pixel_values` (B, 3, H, W) float32, `input_ids` (B, S) int64, `has_image`, `has_text`, `truncated`
-            (B,) bool, `row` and `index` (B,) int64, and `bad_records`, the list of all the items'.
+            and `is_stand_in` (B,) bool, `row` and `index` (B,) int64, and `bad_records`, the list of all the items'.
     """
-    return _collate(items, stacked=("pixel_values", "input_ids"), flags=("has_image", "has_text", "truncated"))
+    flags = ("has_image", "has_text", "truncated", "is_stand_in")
+    return _collate(items, stacked=("pixel_values", "input_ids"), flags=flags)
 
 
 def collate_codes(items: list[dict[str, Any]]) -> dict[str, Any]:

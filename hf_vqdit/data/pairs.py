@@ -60,7 +60,7 @@ def load_pairs(
             there.
         caption_column (`str`, *optional*): Column of the captions, a `str` or a list of `str`, or of labels; of tars
             and a `metadata.jsonl` also a member of the JSON. By default the first of `CAPTION_COLUMNS` that is there,
-            then of `LABEL_COLUMNS`.
+            then of `LABEL_COLUMNS`, where text is the name of a label.
         caption_template (`str`, defaults to `"a photo of a {label}"`): The caption that a label becomes; an underscore
             in its name becomes a blank.
         label_names_file (`str`, *optional*): A text file with the names of the labels, one on each line, where the
@@ -83,7 +83,7 @@ def load_pairs(
     Returns:
         `datasets.DatasetDict`: Splits `train` and `validation` with the columns `image`
             (`datasets.Image(decode=False)`), `caption` (a list of `str`, empty where the caption is missing), `key`
-            (what messages call a record whose picture has no path) and `flaws` (what was wrong with its captions).
+            (what messages call a record whose picture is no file) and `flaws` (what was wrong with its captions).
             Shapes carry their facts in a further column, `scene`. When streaming a `dict`, whose `train` is a
             `datasets.IterableDataset`.
 

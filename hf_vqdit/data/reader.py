@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from .augmentation import names_sides
 from .captions import encode_captions
 from .pictures import has_picture, open_picture, to_square
-from .records import RECORD_KINDS, BadRecord, BadRecordError
+from .records import RECORD_KINDS, TOLERATED_KINDS, BadRecord, BadRecordError
 
 
 class RowKey(NamedTuple):
@@ -26,7 +26,7 @@ class RowKey(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A record that was read: `picture` (H, W, 3) uint8 or `None`, `captions`, and what was wrong with these."""
+    """A record that was read: `picture` (H, W, 3) uint8 or `None`, `captions`, and one flaw of these at most."""
 
     picture: np.ndarray | None
     captions: list[str]
@@ -78,10 +78,9 @@ class PairReader:
         """
         image, captions = record["image"], record["caption"]
         key = name_record(record, index)
-        flaws = [BadRecord(key, *flaw.split(": ", 1)) for flaw in record.get("flaws", ())]
-        for flaw in flaws:
-            if flaw.kind in RECORD_KINDS:
-                return flaw
+        flaws = _as_one(key, record.get("flaws") or [])
+        if flaws and flaws[0].kind in RECORD_KINDS:
+            return flaws[0]
         if not has_picture(image):
             if captions:
                 return Pair(None, captions, flaws)
@@ -132,8 +131,19 @@ class PairReader:
 
 
 def name_record(record: dict[str, Any], index: int) -> str:
-    """What messages call a record: the path of its picture, its key in the source, or its place."""
-    return (record["image"] or {}).get("path") or record.get("key") or f"row {index}"
+    """What messages call a record: the file of its picture, or else its key in the source or its place."""
+    image = record["image"] or {}
+    path, key = image.get("path"), record.get("key") or f"row {index}"
+    if not path:
+        return key
+    # Beside bytes a path is a mere name, and many rows may have the same.
+    return path if image.get("bytes") is None else f"{key} ({path})"
+
+
+def _as_one(key: str, flaws: list[str]) -> list[BadRecord]:
+    """What was wrong with the captions of a record: nothing, or all under the first kind that is not tolerated."""
+    flaws = sorted(flaws, key=lambda flaw: flaw.split(": ", 1)[0] in TOLERATED_KINDS)
+    return [BadRecord(key, *"; ".join(flaws).split(": ", 1))] if flaws else []
 
 
 def choose_caption(seed: int, epoch: int, index: int, num_captions: int) -> int:

@@ -5,6 +5,8 @@ import logging
 from collections import Counter
 from typing import Any, NamedTuple
 
+import torch
+
 logger = logging.getLogger(__name__)
 
 # A record with one of these is left out ...
@@ -35,7 +37,7 @@ _MAX_EXAMPLES = 20  # of each kind that are logged and reported by their keys; a
 
 
 class BadRecord(NamedTuple):
-    """What is wrong with a record: its `key` in the source, the `kind` (of `KINDS`), and the `reason` in words."""
+    """What is wrong with a record: its `key` in the source, the `kind` it counts as (of `KINDS`), the `reason`."""
 
     key: str
     kind: str
@@ -51,7 +53,10 @@ class BadRecordError(ValueError):
 
 
 class RecordCounts:
-    """Counts the records that are read, each time they are, and the bad ones among them by kind.
+    """Counts the records that are read, and the bad ones among them by kind.
+
+    A record counts once each time it is asked for (in training once an epoch), whatever is wrong with it and however
+    often it is passed over on the way to another one.
 
     Args:
         max_bad_fraction (`float`, defaults to 0.1): The share of bad records above which [`add`] raises, once a
@@ -78,12 +83,14 @@ class RecordCounts:
         Raises:
             ValueError: If too many records are bad.
         """
+        # What stands in for a bad record counts where it is asked for itself.
+        is_own = ~batch.get("is_stand_in", torch.zeros_like(batch["has_image"]))
         self.count(
             batch["bad_records"],
-            num_used=len(batch["row"]),
-            num_without_image=int((~batch["has_image"]).sum()),
-            num_without_text=int((~batch["has_text"]).sum()),
-            num_truncated=int(batch["truncated"].sum()) if "truncated" in batch else 0,
+            num_used=int(is_own.sum()),
+            num_without_image=int((is_own & ~batch["has_image"]).sum()),
+            num_without_text=int((is_own & ~batch["has_text"]).sum()),
+            num_truncated=int((is_own & batch["truncated"]).sum()) if "truncated" in batch else 0,
         )
 
     def count(
@@ -97,7 +104,7 @@ class RecordCounts:
         """As [`add`], in numbers.
 
         Args:
-            bad_records (`list[BadRecord]`): What was wrong with the records.
+            bad_records (`list[BadRecord]`): One for each record with which something was wrong.
             num_used (`int`): How many records are used; those that were left out are counted by `bad_records`.
             num_without_image (`int`, defaults to 0): Those without a picture among the ones used.
             num_without_text (`int`, defaults to 0): Those without a caption.
@@ -106,9 +113,9 @@ class RecordCounts:
         Raises:
             ValueError: If too many records are bad.
         """
-        skipped = {bad.key for bad in bad_records if bad.kind in PICTURE_KINDS | RECORD_KINDS}
-        self.totals["read"] += num_used + len(skipped)
-        self.totals["bad"] += len({bad.key for bad in bad_records if bad.kind not in TOLERATED_KINDS})
+        num_left_out = sum(bad.kind in PICTURE_KINDS | RECORD_KINDS for bad in bad_records)
+        self.totals["read"] += num_used + num_left_out
+        self.totals["bad"] += sum(bad.kind not in TOLERATED_KINDS for bad in bad_records)
         self.totals["without_image"] += num_without_image
         self.totals["without_text"] += num_without_text
         self.totals["truncated_captions"] += num_truncated

@@ -80,7 +80,7 @@ class PairStream:
                 bad_records.append(pair)
                 continue
             item = self.reader.to_items([pair], [RowKey(0, index, row)])[0]
-            yield item | {"index": index, "bad_records": bad_records + pair.flaws}
+            yield item | {"index": index, "is_stand_in": False, "bad_records": bad_records + pair.flaws}
             bad_records, row = [], row + 1
 
     def batches(
@@ -264,7 +264,7 @@ class _RecordDecoder(torch.utils.data.Dataset):
             return {}, outcomes
         keys = [RowKey(record.epoch, record.index) for _, record in good]
         items = self.reader.to_items([pair for pair, _ in good], keys)
-        rest = [{"index": record.index, "bad_records": []} for _, record in good]
+        rest = [{"index": record.index, "is_stand_in": False, "bad_records": []} for _, record in good]
         return collate_pairs([item | other for item, other in zip(items, rest, strict=True)]), outcomes
 
 

@@ -61,6 +61,8 @@ class TrainingRun:
         self.resumed_state = read_state(self.checkpoint) if self.checkpoint else {}
         self.first_step = self.resumed_state.get("step", 0)
         self.records = RecordCounts(arguments.max_bad_fraction)  # of this process
+        self._are_held_out_counted = False
+        self._train_set: Dataset | PairStream | None = None
         self._stream: StreamBatches | None = None
         self._sums: dict[str, torch.Tensor] = {}
         self._pinned: dict[str, Any] = {}
@@ -80,6 +82,7 @@ class TrainingRun:
         self._resumed_data = read_data_state(self.checkpoint, process.process_index) if self.checkpoint else {}
         if "records" in self._resumed_data:
             self.records.load_state_dict(self._resumed_data["records"])
+            self._are_held_out_counted = self._resumed_data.get("are_held_out_counted", False)
         set_seed(arguments.seed, device_specific=True)
         if not arguments.dry_run:
             self._open_output()
@@ -136,6 +139,7 @@ class TrainingRun:
             ValueError: If the steps of a stream's epochs are asked for, or the checkpoint to resume from has no state
                 of this stream.
         """
+        self._train_set = dataset
         if isinstance(dataset, PairStream):
             return self._stream_batches(dataset)
         arguments, accelerator = self.arguments, self.accelerator
@@ -196,7 +200,10 @@ class TrainingRun:
         self, dataset: Dataset | PairStream, collate_fn: Callable, num_rows: int
     ) -> Iterator[dict[str, Any]]:
         """Some rows of a data set in batches, the same each time and on each process that asks: random ones, since
-        data sets come in alphabetical and other orders; the first ones of a stream."""
+        data sets come in alphabetical and other orders; the first ones of a stream. Held-out ones are counted the
+        first time, by one process; those of the set that [`batches`] reads are counted there."""
+        is_first_look = dataset is not self._train_set and not self._are_held_out_counted
+        is_counted = is_first_look and self.accelerator.is_main_process
         if isinstance(dataset, PairStream):
             items = dataset.first_items(num_rows)
         else:
@@ -204,8 +211,10 @@ class TrainingRun:
             items = (dataset[RowKey(0, index, row)] for row, index in enumerate(order[:num_rows].tolist()))
         while rows := list(islice(items, self.arguments.train_batch_size)):
             batch = collate_fn(rows)
-            self.records.add(batch)
+            if is_counted:
+                self.records.add(batch)
             yield self._to_device(batch)
+        self._are_held_out_counted |= is_counted
 
     def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         device = self.accelerator.device
@@ -364,8 +373,8 @@ class TrainingRun:
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(aside))
         stream = self._stream.state_dict() if self._stream is not None else None
-        data_state = {"records": self.records.state_dict(), "stream": stream}
-        write_data_state(aside, self.accelerator.process_index, data_state)
+        records = {"records": self.records.state_dict(), "are_held_out_counted": self._are_held_out_counted}
+        write_data_state(aside, self.accelerator.process_index, records | {"stream": stream})
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             state = {

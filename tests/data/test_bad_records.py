@@ -6,10 +6,21 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from pair_files import FORMS, draw_pixels, encode, png_that_promises
+from pair_files import FORMS, draw_pixels, encode, png_that_promises, write_parquet
 from PIL import Image
+from torch.utils.data import DataLoader
 
-from hf_vqdit.data import PairDataset, RecordCounts, collate_pairs, load_pairs, open_pairs, train_caption_tokenizer
+from hf_vqdit.data import (
+    PairDataset,
+    PairReader,
+    RecordCounts,
+    ResumableBatchSampler,
+    collate_pairs,
+    inspect_pairs,
+    load_pairs,
+    open_pairs,
+    train_caption_tokenizer,
+)
 
 TOKENIZER = train_caption_tokenizer(["a caption"], vocab_size=300, model_max_length=8)
 RED, SIDE = (255, 0, 0), 16
@@ -57,12 +68,10 @@ def read(source: dict, streaming: bool, num_held_out: int = 1, **settings) -> tu
     else:
         for split in splits.values():
             dataset = PairDataset(split, TOKENIZER, SIDE)
-            items += [item for i in range(len(dataset)) if (item := dataset[0, i, i])["index"] == i]
-            bad = [item["bad_records"] for i in range(len(dataset)) if (item := dataset[0, i, i])["index"] != i]
-            counts.count([records[0] for records in bad], num_used=0)
+            items += [dataset[0, i, i] for i in range(len(dataset))]
     for item in items:
         counts.add(collate_pairs([item]))
-    return items, counts
+    return [item for item in items if not item["is_stand_in"]], counts
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["", "streaming"])
@@ -133,3 +142,74 @@ def test_a_batch_of_a_stream_is_whole_however_many_of_its_records_are_bad(tmp_pa
         assert len(batch["row"]) == 7 and batch["has_image"].all()
         counts.add(batch)
     assert counts.report()["bad"] / counts.report()["read"] == pytest.approx(0.8, abs=0.05)
+
+
+# Their number
+
+
+def neighbouring_bad_pairs() -> list[tuple[bytes | None, bytes | None]]:
+    """Two hundred pairs, of which sixteen pictures in a row and three captions are bad, and some sides missing."""
+    pairs = [(encode(draw_pixels(i, 8, 8)), b"a caption") for i in range(200)]
+    pairs[60:76] = [(b"", b"a caption")] * 16
+    for number in (76, 77, 150):  # the first of these stands in for all the pictures before it
+        pairs[number] = (pairs[number][0], b"\xff")
+    pairs[78], pairs[79], pairs[199] = (None, b"alone"), (pairs[79][0], None), (pairs[199][0], b"caption " * 20)
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def neighbours(tmp_path_factory):
+    """These pairs as a data set, and what an inspection counts in them."""
+    root = tmp_path_factory.mktemp("neighbours")
+    source = FORMS["parquet"](root / "pairs", neighbouring_bad_pairs())
+    pairs = load_pairs(validation_split="train[:1]", cache_dir=str(root / "cache"), **source)["train"]
+    return pairs, inspect_pairs(pairs, PairReader(TOKENIZER, SIDE)).records.report()
+
+
+@pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 0), (1, 2), (2, 0)])
+def test_an_epoch_counts_the_records_that_an_inspection_counts(neighbours, num_processes, num_workers):
+    pairs, expected = neighbours
+    together = RecordCounts()
+    for process in range(num_processes):
+        counts = RecordCounts()
+        for first_step in (0, 4):  # interrupted, and gone on with from the state of a checkpoint
+            state_dict, counts = counts.state_dict(), RecordCounts(max_bad_fraction=0.25)
+            counts.load_state_dict(state_dict)
+            sampler = ResumableBatchSampler(
+                len(pairs), 20 // num_processes, num_processes, process, start_step=first_step, max_train_steps=10
+            )
+            loader = DataLoader(
+                PairDataset(pairs, TOKENIZER, SIDE),
+                batch_sampler=sampler,
+                collate_fn=collate_pairs,
+                num_workers=num_workers,
+            )
+            for batch in islice(loader, 4 if first_step == 0 else None):
+                counts.add(batch)
+        together.load_state_dict(counts.state_dict())
+    found = together.report()
+    assert {name: value for name, value in found.items() if name != "bad_by_kind"} == {
+        name: value for name, value in expected.items() if name != "bad_by_kind"
+    }
+    assert (found["read"], found["bad"]) == (200, 19)
+    kinds = {kind: each["count"] for kind, each in found["bad_by_kind"].items()}
+    assert kinds == {kind: each["count"] for kind, each in expected["bad_by_kind"].items()}
+    assert sum(kinds.values()) == found["bad"]
+
+
+def test_one_batch_among_bad_neighbours_ends_no_run(neighbours):
+    pairs, _ = neighbours
+    dataset, counts = PairDataset(pairs, TOKENIZER, SIDE), RecordCounts(max_bad_fraction=0.2)
+    counts.add(collate_pairs(dataset.__getitems__([(0, index) for index in range(0, 200, 2)])))
+    assert counts.totals["read"] == 100 and counts.totals["bad"] == 10
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["", "streaming"])
+def test_bad_records_of_one_name_are_each_counted_and_found(streaming, tmp_path):
+    pairs = [(encode(draw_pixels(i)) if i % 2 == 0 else b"bad", b"a caption") for i in range(21)]
+    source = write_parquet(tmp_path / "pairs", pairs, path="image.png")
+    _, counts = read(source, streaming, cache_dir=str(tmp_path / "cache"))
+    report = counts.report()
+    assert (report["read"], report["bad"]) == (21 - streaming, 10)
+    keys = {f"train row {number} (image.png)" for number in range(1, 20, 2)}
+    assert set(report["bad_by_kind"]["picture_unreadable"]["examples"]) == keys

@@ -170,27 +170,27 @@ def test_pixels_lie_between_minus_one_and_one(tokenizer):
 
 def test_the_next_good_pair_takes_the_place_of_a_broken_one(tokenizer, pairs):
     dataset = PairDataset(pairs, tokenizer, 16)
-    for index, stand_in, names in (
-        (4, 6, ["four.png", "five.png"]),
-        (5, 6, ["five.png"]),
-        (11, 0, ["/nowhere/eleven.png"]),
+    for index, stand_in, name in (
+        (4, 6, "row 4 (four.png)"),
+        (5, 6, "row 5 (five.png)"),
+        (11, 0, "/nowhere/eleven.png"),
     ):
         item = dataset[0, index]
-        assert item["index"] == stand_in
+        assert item["index"] == stand_in and item["is_stand_in"]
         assert torch.equal(item["pixel_values"], dataset[0, stand_in]["pixel_values"])
-        assert [bad.key for bad in item["bad_records"]] == names
-    assert dataset[0, 6]["bad_records"] == []
+        assert [bad.key for bad in item["bad_records"]] == [name]
+    assert dataset[0, 6]["bad_records"] == [] and not dataset[0, 6]["is_stand_in"]
 
 
-def test_what_was_skipped_is_told_in_the_batch(tokenizer, pairs):
+def test_what_was_left_out_is_told_in_the_batch(tokenizer, pairs):
     dataset = PairDataset(pairs, tokenizer, 16)
-    batch = collate_pairs([dataset[0, index] for index in (0, 4, 11)])
+    batch = collate_pairs([dataset[0, index] for index in (0, 4, 11, 5)])
     assert [(bad.key, bad.kind) for bad in batch["bad_records"]] == [
-        ("four.png", "picture_unreadable"),
-        ("five.png", "picture_truncated"),
+        ("row 4 (four.png)", "picture_unreadable"),
         ("/nowhere/eleven.png", "picture_missing"),
+        ("row 5 (five.png)", "picture_truncated"),
     ]
-    assert batch["index"].tolist() == [0, 6, 0]
+    assert batch["index"].tolist() == [0, 6, 0, 6]
 
 
 def test_a_set_in_which_nothing_can_be_read_is_refused(tokenizer):
@@ -273,6 +273,7 @@ def test_a_batch_holds_what_the_borders_say(tokenizer, pairs):
         "has_image": (torch.bool, (2,)),
         "has_text": (torch.bool, (2,)),
         "truncated": (torch.bool, (2,)),
+        "is_stand_in": (torch.bool, (2,)),
         "row": (torch.int64, (2,)),
         "index": (torch.int64, (2,)),
     }

@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 
+from hf_vqdit.data import PairReader, train_caption_tokenizer
 from hf_vqdit.data.records import KINDS, BadRecord, RecordCounts
 
 
@@ -46,10 +47,17 @@ def test_codes_count_as_records_that_were_read():
     assert counts.report()["read"] == 4 and counts.warnings() == []
 
 
-def test_a_record_that_lost_two_captions_is_one_bad_record():
+def test_a_record_that_lost_two_captions_is_one_bad_record_of_one_kind():
+    flaws = ["caption_enormous: long", "caption_not_utf8: one", "caption_not_text: two", "caption_not_utf8: three"]
+    record = {"image": None, "caption": ["words"], "key": "row 1", "flaws": flaws}
+    tokenizer = train_caption_tokenizer(["words"], vocab_size=300, model_max_length=8)
+    pair = PairReader(tokenizer, resolution=8).read(record, 0)
     counts = RecordCounts()
-    counts.add(batch(4, bad(1, "caption_not_utf8"), bad(1, "caption_not_text"), bad(1, "caption_not_utf8")))
-    assert counts.report()["bad"] == 1 and counts.report()["read"] == 4
+    counts.add(batch(4, *pair.flaws))
+    report = counts.report()
+    assert report["bad"] == 1 and report["read"] == 4
+    told = {"row 1": "one; caption_not_text: two; caption_not_utf8: three; caption_enormous: long"}
+    assert report["bad_by_kind"] == {"caption_not_utf8": {"count": 1, "examples": told}}
 
 
 @pytest.mark.parametrize(("max_bad_fraction", "num_read"), [(0.0, 101), (0.1, 112), (0.5, 201)])

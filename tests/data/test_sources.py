@@ -3,6 +3,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 from pair_files import FORMS, draw_pixels, encode, write_folder, write_tar, write_tars
@@ -270,6 +272,112 @@ def test_folders_named_after_labels_become_captions(streaming, read, tmp_path):
         (folder / f"{i}.png").write_bytes(PICTURES[i])
     found = read(streaming, train_data_dir=str(tmp_path / "pictures"), caption_template="{label}, a drawing")
     assert sorted(text for _, (text,), _ in found) == ["owl, a drawing", "owl, a drawing", "red fox, a drawing"]
+
+
+def write_labels(tmp_path, form: str, name: str, labels: list) -> dict[str, str]:
+    """Pairs whose captions are in a column, or a member of JSON, of this name."""
+    folder = tmp_path / "pairs"
+    if form == "parquet":
+        folder.mkdir()
+        columns = {"image": [{"bytes": picture, "path": None} for picture in PICTURES[: len(labels)]], name: labels}
+        pq.write_table(pa.table(columns), folder / "train.parquet")
+        return {"dataset_name": str(folder)}
+    if form == "tars":
+        objects = [json.dumps({name: label}).encode() for label in labels]
+        return write_tars(folder, list(zip(PICTURES, objects, strict=False)), caption_file="json")
+    metadata = form.removeprefix("folder with ")
+    write_folder(folder, [(picture, None) for picture in PICTURES[: len(labels)]], metadata)
+    file = folder / f"metadata.{metadata}"
+    names = [f"{i}.png" for i in range(len(labels))]
+    if metadata == "parquet":
+        pq.write_table(pa.table({"file_name": names, name: labels}), file)
+    elif metadata == "csv":
+        lines = [f"{picture},{label or ''}" for picture, label in zip(names, labels, strict=True)]
+        file.write_text("\n".join([f"file_name,{name}", *lines]))
+    else:
+        rows = [{"file_name": picture, name: label} for picture, label in zip(names, labels, strict=True)]
+        file.write_text("\n".join(map(json.dumps, rows)))
+    return {"train_data_dir": str(folder)}
+
+
+@both_ways
+@pytest.mark.parametrize("name", ["label", "cls"])
+@pytest.mark.parametrize("form", FORMS)
+def test_text_in_a_column_of_labels_is_their_names_unless_it_is_named(form, name, streaming, read, tmp_path):
+    source = write_labels(tmp_path, form, name, ["tabby_cat", "dog", None, "7"])
+    found = read(streaming, **source)
+    expected = [["a photo of a tabby cat"], ["a photo of a dog"], [], ["a photo of a 7"]]
+    assert [pair[1:] for pair in found] == [(captions, []) for captions in expected]
+    found = read(streaming, caption_template="{label}, drawn", **source)
+    assert [pair[1] for pair in found[:2]] == [["tabby cat, drawn"], ["dog, drawn"]]
+    named = read(streaming, caption_column=name, **source)
+    assert [pair[1:] for pair in named] == [(captions, []) for captions in (["tabby_cat"], ["dog"], [], ["7"])]
+
+
+@both_ways
+@pytest.mark.parametrize("form", ["parquet", "folder with parquet", "folder with jsonl", "tars"])
+def test_numbers_in_a_column_of_labels_become_captions_by_a_file_of_names(form, streaming, read, tmp_path):
+    source = write_labels(tmp_path, form, "label", [1, 0, None, 2, -1])
+    (tmp_path / "names.txt").write_text("tabby_cat\ndog\n")
+    found = read(streaming, label_names_file=str(tmp_path / "names.txt"), **source)
+    expected = [["a photo of a dog"], ["a photo of a tabby cat"], [], [], []]
+    assert [pair[1] for pair in found] == expected
+    assert [pair[2] for pair in found] == [[], [], [], ["label_unknown"], []]
+
+
+@both_ways
+def test_labels_in_json_are_numbers_or_names(streaming, read, tmp_path):
+    source = write_labels(tmp_path, "tars", "label", [1, "owl", 0.5, [0, "fox"]])
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    found = read(streaming, label_names_file=str(tmp_path / "names.txt"), caption_template="{label}!", **source)
+    assert [pair[1:] for pair in found] == [
+        (["dog!"], []),
+        (["owl!"], []),
+        ([], ["caption_not_text"]),
+        (["cat!", "fox!"], []),
+    ]
+    found = read(streaming, caption_template="{label}!", **source)
+    assert [pair[1:] for pair in found[:2]] == [([], ["caption_not_text"]), (["owl!"], [])]
+
+
+# Captions in parquet files that are no text
+
+
+@both_ways
+@pytest.mark.parametrize("form", ["parquet", "folder with parquet"])
+def test_a_column_of_numbers_is_no_column_of_captions_unless_it_is_named(form, streaming, read, tmp_path):
+    source = write_labels(tmp_path, form, "text", [4, None, 5])
+    with pytest.raises(ValueError, match="captions in the column 'text' are numbers.*another `caption_column`, or"):
+        read(streaming, **source)
+    named = read(streaming, caption_column="text", caption_template="number {label}", **source)
+    assert [pair[1:] for pair in named] == [(["number 4"], []), ([], []), (["number 5"], [])]
+
+
+@both_ways
+@pytest.mark.parametrize("form", ["parquet", "folder with parquet"])
+@pytest.mark.parametrize(
+    ("captions", "expected"),
+    [
+        (pa.nulls(3), [[], [], []]),
+        (pa.array([["one", None, "two"], None, []]), [["one", "two"], [], []]),
+        (pa.array([["one"], None, ["two"]], pa.large_list(pa.large_string())), [["one"], [], ["two"]]),
+        (pa.array([["one", "two"]] * 3, pa.list_(pa.string(), 2)), [["one", "two"]] * 3),
+        (pa.array(["one", None, "two"], pa.string_view()), [["one"], [], ["two"]]),
+        (pa.array(["one", None, "one"]).dictionary_encode(), [["one"], [], ["one"]]),
+    ],
+    ids=["nothing", "lists", "large lists", "lists of one length", "views", "a dictionary"],
+)
+def test_every_type_of_text_in_parquet_is_read(form, captions, expected, streaming, read, tmp_path):
+    found = read(streaming, **write_labels(tmp_path, form, "text", captions))
+    assert [pair[1:] for pair in found] == [(each, []) for each in expected]
+
+
+@both_ways
+@pytest.mark.parametrize("form", ["parquet", "folder with parquet"])
+@pytest.mark.parametrize("captions", [[[1], [2], [3]], [0.5, 1.5, 2.5], [{"a": "b"}] * 3], ids=str)
+def test_a_column_of_something_else_than_text_is_refused_by_its_type(form, captions, streaming, read, tmp_path):
+    with pytest.raises(ValueError, match="'text' must hold a `str` or a list of `str`, or labels, got .*Name another"):
+        read(streaming, **write_labels(tmp_path, form, "text", captions))
 
 
 # Splits

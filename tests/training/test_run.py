@@ -7,9 +7,13 @@ import re
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from datasets import Dataset
+from datasets import Image as ImageFeature
 from diffusers.training_utils import EMAModel
+from pair_files import draw_pixels, encode
 
 from hf_vqdit import MultimodalVQVAE
+from hf_vqdit.data import PairDataset, collate_pairs, train_caption_tokenizer
 from hf_vqdit.training.arguments import TrainVQVAEArguments
 from hf_vqdit.training.checkpoints import STATE_FILE, find_checkpoint, list_checkpoints, publish, read_state
 from hf_vqdit.training.precision import choose_precision
@@ -164,6 +168,34 @@ def test_what_is_pinned_may_not_differ_when_a_run_is_resumed(make_run):
     resumed.pin("tokenizer", "one")
     with pytest.raises(ValueError, match="tokenizer.*another"):
         resumed.pin("tokenizer", "another")
+
+
+# Records
+
+
+def pairs_of_a_run(num_bad: int) -> PairDataset:
+    """Eight pairs, of which the first pictures are bad."""
+    pictures = [{"bytes": b"bad" if i < num_bad else encode(draw_pixels(i, 8, 8)), "path": None} for i in range(8)]
+    columns = {"image": pictures, "caption": [["words"]] * 8}
+    tokenizer = train_caption_tokenizer(["words"], vocab_size=300, model_max_length=8)
+    return PairDataset(Dataset.from_dict(columns).cast_column("image", ImageFeature(decode=False)), tokenizer, 8)
+
+
+def test_a_record_counts_once_an_epoch_and_a_held_out_one_once_a_run(make_run):
+    settings = {"train_batch_size": 4, "max_train_steps": 4, "max_bad_fraction": 1.0}
+    train_set, held_out = pairs_of_a_run(num_bad=3), pairs_of_a_run(num_bad=2)
+    for epoch in range(2):  # of two steps each
+        run = make_run(**settings, resume_from_checkpoint="latest" if epoch else None)
+        run.register("vqvae", make_model(), None)
+        batches = run.batches(train_set, collate_pairs)
+        for step in (2 * epoch, 2 * epoch + 1):
+            run.next_batch(batches)
+            for dataset in (train_set, held_out):  # statistics, and a validation after each step
+                assert sum(len(batch["row"]) for batch in run.some_batches(dataset, collate_pairs, 8)) == 8
+            run.save_checkpoint(step + 1)
+        report = run.records.report()
+        assert (report["read"], report["bad"]) == (8 * (epoch + 2), 3 * (epoch + 1) + 2)
+        assert report["bad_by_kind"]["picture_unreadable"]["count"] == report["bad"]
 
 
 # The loop's numbers

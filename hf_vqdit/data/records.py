@@ -2,6 +2,7 @@
 """What can be wrong with a record, by kind, and the one place that counts it."""
 
 import logging
+import math
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ class RecordCounts:
 
     Args:
         max_bad_fraction (`float`, defaults to 0.1): The share of bad records above which [`add`] raises, once a
-            hundred have been read.
+            hundred have been read, and by three standard deviations of what random records of such a set would have.
 
     Raises:
         ValueError: If `max_bad_fraction` is not in [0, 1].
@@ -121,8 +122,11 @@ class RecordCounts:
         self.totals["truncated_captions"] += num_truncated
         for bad in bad_records:
             self._note(bad)
-        num_read, num_bad = self.totals["read"], self.totals["bad"]
-        if num_read >= _MIN_RECORDS and self.exceeds(self.max_bad_fraction):
+        num_read, num_bad, share = self.totals["read"], self.totals["bad"], self.max_bad_fraction
+        by_chance = 3 * math.sqrt(
+            share * (1 - share) * num_read
+        )  # of so many random ones, in a set that has the share
+        if num_read >= _MIN_RECORDS and num_bad > share * num_read + by_chance:
             raise ValueError(
                 f"{num_bad:,} of the {num_read:,} records read are bad, more than `max_bad_fraction` "
                 f"{self.max_bad_fraction} allows: {self}. Look at the data with training_scripts/inspect_pairs.py; "

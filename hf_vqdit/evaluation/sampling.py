@@ -86,7 +86,7 @@ def read_held_out(
     # Data sets come in alphabetical and other orders: the first pairs shall stand for all of them.
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:max_pairs].tolist()
     batch = collate_pairs(dataset.__getitems__([(0, index, index) for index in order]))
-    is_whole = batch["has_image"] & batch["has_text"] & ~batch["truncated"] & (batch["index"] == batch["row"])
+    is_whole = batch["has_image"] & batch["has_text"] & ~batch["truncated"] & ~batch["is_stand_in"]
     if not is_whole.any():
         raise ValueError(
             f"None of the {len(order)} pairs held out has a picture that can be read and a caption of less than "

@@ -98,8 +98,7 @@ def read_training_pictures(
         worker_init_fn=outlast_signals,
     )
     for batch in tqdm(loader, desc="Reading the training pictures"):
-        # Where `index` differs from `row`, another pair stands in for one that cannot be read.
-        is_good = batch["has_image"] & (batch["index"] == batch["row"])
+        is_good = batch["has_image"] & ~batch["is_stand_in"]
         if not is_good.any():
             continue
         pixel_values = batch["pixel_values"][is_good]

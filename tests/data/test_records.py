@@ -60,7 +60,7 @@ def test_a_record_that_lost_two_captions_is_one_bad_record_of_one_kind():
     assert report["bad_by_kind"] == {"caption_not_utf8": {"count": 1, "examples": told}}
 
 
-@pytest.mark.parametrize(("max_bad_fraction", "num_read"), [(0.0, 101), (0.1, 112), (0.5, 201)])
+@pytest.mark.parametrize(("max_bad_fraction", "num_read"), [(0.0, 101), (0.1, 123), (0.5, 248)])
 def test_more_than_a_set_share_of_bad_records_ends_the_run_with_the_counts(max_bad_fraction, num_read):
     counts = RecordCounts(max_bad_fraction)
     counts.add(batch(100))
@@ -70,6 +70,14 @@ def test_more_than_a_set_share_of_bad_records_ends_the_run_with_the_counts(max_b
     message = str(caught.value)
     assert f"of the {num_read} records read are bad, more than `max_bad_fraction` {max_bad_fraction}" in message
     assert f"picture_truncated {num_read - 100}" in message and "0.png" in message and "inspect_pairs.py" in message
+
+
+def test_a_share_that_is_allowed_is_not_exceeded_by_chance():
+    for seed in range(200):
+        counts = RecordCounts(0.1)
+        for number in torch.randperm(1000, generator=torch.Generator().manual_seed(seed)).tolist():
+            counts.count([bad(number)] if number < 80 else [], num_used=int(number >= 80))
+        assert (counts.totals["read"], counts.totals["bad"]) == (1000, 80)
 
 
 def test_a_few_records_are_too_few_to_judge():

@@ -315,6 +315,7 @@ class GaussianRun(ModalityRun):
     def __init__(self, scheduler, codes, given, forbidden, vectors, noise, patch_size, config: FrozenDict):
         super().__init__(scheduler, codes, given, forbidden)
         self.vectors, self.noise, self.config = vectors, noise, config
+        self.own_settings = signature(type(scheduler).__init__).parameters  # its config may keep another class's
         self.is_flow = config.prediction_type == "flow_prediction"
         self.latents = noise  # in the scheduler's own scale
         self.is_under_way = False  # between the first noise that is less than all, and the last step
@@ -361,11 +362,10 @@ class GaussianRun(ModalityRun):
         self.is_under_way = False
 
     def _set_timesteps(self, num_inference_steps: int, **settings: Any) -> None:
-        config, set_timesteps = self.scheduler.config, self.scheduler.set_timesteps
-        if self.is_flow and "shift" in config and "sigmas" in signature(set_timesteps).parameters:
+        if "shift" in self.own_settings and "sigmas" in signature(self.scheduler.set_timesteps).parameters:
             # Its own sigmas FlowMatchEulerDiscreteScheduler would shift a second time.
             settings["sigmas"] = [1 - step / num_inference_steps for step in range(num_inference_steps)]
-        set_timesteps(num_inference_steps, **settings)
+        super()._set_timesteps(num_inference_steps, **settings)
 
     def _start(self, generator: torch.Generator | list[torch.Generator] | None) -> None:
         if hasattr(self.scheduler, "set_begin_index"):
@@ -385,13 +385,11 @@ class GaussianRun(ModalityRun):
                 self.original = self._original(None, mean)
             return
         self.original, self.is_under_way = self._original(step, mean), True
-        if "learned" in str(self.scheduler.config.get("variance_type")):
+        if "variance_type" in self.own_settings and "learned" in str(self.scheduler.config.variance_type):
             mean = prediction
         if isinstance(generator, (list, tuple)):  # a row that is given draws nothing of its own
-            is_given = self.given.flatten(1).all(dim=1).tolist()
-            generator = [
-                torch.Generator(g.device) if given else g for g, given in zip(generator, is_given, strict=True)
-            ]
+            rows = zip(generator, self.given.flatten(1).all(dim=1).tolist(), strict=True)
+            generator = [torch.Generator(g.device) if is_given else g for g, is_given in rows]
         settings = {"generator": generator} if "generator" in signature(self.scheduler.step).parameters else {}
         self.latents = self.scheduler.step(mean, self.timesteps[step], self.latents, return_dict=False, **settings)[0]
         if step + 1 == self.steps.stop:
@@ -409,6 +407,11 @@ class GaussianRun(ModalityRun):
 
     def _nearest(self, latents: torch.FloatTensor) -> torch.LongTensor:
         """The codes (B, ...) of the nearest vectors, but where they are given."""
+        if not latents.isfinite().all():
+            raise ValueError(
+                f"{type(self.scheduler).__name__} led to vectors that are not finite, and no code is nearest to them:"
+                " its settings do not fit each other, or the transformer predicts such values (in float32, too?)."
+            )
         latents = latents.movedim(1, -1)
         distances = torch.cdist(latents.flatten(0, -2), self.vectors).unflatten(0, latents.shape[:-1])  # (B, ..., V)
         if self.forbidden is not None:
@@ -750,9 +753,7 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
 
         # 1. Codes or vectors to tokens, text first
         text_tokens, text_given = self._text_tokens(text, text_given_mask, text_timestep)  # (B, S/r, D), (B, S/r)
-        image_tokens, image_given = self._image_tokens(
-            image, image_given_mask, image_timestep
-        )  # (B, h w / p^2, D), ...
+        image_tokens, image_given = self._image_tokens(image, image_given_mask, image_timestep)  # (B, h w / p^2, D)
         if not is_masked:
             text, image = text[:, 0], image[:, 0]  # of the shape of codes
         hidden_states = torch.cat([text_tokens, image_tokens], dim=1)  # (B, L, D)

@@ -29,16 +29,14 @@ GUIDANCE_SCHEDULES = ("constant", "linear")
 
 # The schedulers of diffusers that take the steps of a Gaussian process, and what the transformer then predicts.
 _NOISE_TYPES = ("epsilon", "v_prediction", "sample")
+_FLOW_TYPES = ("flow_prediction",)
 GAUSSIAN_SCHEDULERS = {
     f"{name}Scheduler": prediction_types
     for names, prediction_types in (
         ("DDIM DDIMParallel DDPM DDPMParallel EulerDiscrete HeunDiscrete LMSDiscrete TCD", _NOISE_TYPES),
         ("EulerAncestralDiscrete KDPM2AncestralDiscrete KDPM2Discrete PNDM", _NOISE_TYPES[:2]),
-        (
-            "DEISMultistep DPMSolverMultistep DPMSolverSinglestep SASolver UniPCMultistep",
-            (*_NOISE_TYPES, "flow_prediction"),
-        ),
-        ("FlowMapEulerDiscrete FlowMatchEulerDiscrete FlowMatchHeunDiscrete", ("flow_prediction",)),
+        ("DEISMultistep DPMSolverMultistep DPMSolverSinglestep SASolver UniPCMultistep", _NOISE_TYPES + _FLOW_TYPES),
+        ("FlowMapEulerDiscrete FlowMatchEulerDiscrete FlowMatchHeunDiscrete", _FLOW_TYPES),
     )
     for name in names.split()
 }
@@ -318,21 +316,18 @@ class VQDiTPipeline(DiffusionPipeline):
         # 2. Encode what is given; with `strength` none of the picture is, but for what lies outside a mask
         tokens = self.tokenize(prompts, num_items)
         text_codes = self.prepare_text_codes(tokens)  # (B, S/r, G)
-        is_noised = strength is not None and strength < 1
-        pixels, masked_pixels = self.preprocess(
-            pictures, masks, height, width, num_items, image_position, hide=not is_noised
-        )
+        hide = strength is None or strength == 1
+        pixels, masked_pixels = self.preprocess(pictures, masks, height, width, num_items, image_position, hide)
         image_codes, image_given = self.prepare_image_codes(pixels, masked_pixels)  # (B, h, w)
         if strength is not None and masks is None:
             image_given = torch.zeros_like(image_given)
+        repeat = partial(torch.repeat_interleave, repeats=num_repeats, dim=0)
         negative_codes = None
         if negative_prompts is not None:
-            negative_codes = self.prepare_text_codes(self.tokenize(negative_prompts, num_items, "negative_prompt"))
-            negative_codes = negative_codes.repeat_interleave(num_repeats, dim=0)
-        tokens = PromptTokens(*(x.repeat_interleave(num_repeats, dim=0) for x in tokens))
-        text_codes, image_codes, image_given = (
-            x.repeat_interleave(num_repeats, dim=0) for x in (text_codes, image_codes, image_given)
-        )
+            negative_tokens = self.tokenize(negative_prompts, num_items, "negative_prompt")
+            negative_codes = repeat(self.prepare_text_codes(negative_tokens))
+        tokens = PromptTokens(*map(repeat, tokens))
+        text_codes, image_codes, image_given = map(repeat, (text_codes, image_codes, image_given))
 
         # 3. What is generated
         text_given = text_codes != self.transformer.text_mask_id
@@ -503,19 +498,16 @@ class VQDiTPipeline(DiffusionPipeline):
                     f"`{name}` {prompt!r} holds {tokenizer.eos_token} or {tokenizer.pad_token}: leave them"
                     " out, the end of the text is added."
                 )
-            is_open = ids[-1:] == [mask_id]
-            if not is_open:
-                ids = [*ids, eos_id]
+            is_open = ids[-1:] == [mask_id]  # and stands for everything that follows
+            ids = ids if is_open else [*ids, eos_id]
             if len(ids) > context_length:
                 raise ValueError(
                     f"`{name}` {prompt!r} has {len(ids)} tokens{'' if is_open else ', the end of the text included'},"
                     f" but this model's context holds {context_length}: shorten it."
                 )
             input_ids[row, : len(ids)] = torch.tensor(ids)
-            is_word[row, : len(ids)] = input_ids[row, : len(ids)] == mask_id
-            if is_open:
-                is_word[row, len(ids) - 1] = False  # it stands for everything that follows
-            else:
+            is_word[row, : len(ids) - 1] = input_ids[row, : len(ids) - 1] == mask_id  # the last is the end
+            if not is_open:
                 input_ids[row, len(ids) :] = pad_id
         is_known = input_ids != mask_id
         return PromptTokens(*(x.to(self._execution_device) for x in (input_ids, is_known, is_word)))
@@ -673,26 +665,38 @@ class VQDiTPipeline(DiffusionPipeline):
                     f"`{name}` must fit the transformer, whose process is {model.process!r} (if Gaussian, with the"
                     f" prediction type {model.prediction_type!r}): one of {', '.join(fitting)}, got {class_name}."
                 )
-            wanted = self._wanted_settings(scheduler) if model.process == "gaussian" else {}
-            for key in [key for key in signature(type(scheduler).__init__).parameters if key in wanted]:
-                if scheduler.config[key] != wanted[key]:
-                    raise ValueError(
-                        f"`{name}`, {class_name}, has `{key}` {scheduler.config[key]!r}, and this transformer needs"
-                        f" {wanted[key]!r}: {class_name}.from_config(pipe.{name}.config, {key}={wanted[key]!r})."
-                    )
+            if model.process == "gaussian":
+                self._check_settings(name, scheduler)
 
-    def _wanted_settings(self, scheduler: SchedulerMixin) -> dict[str, Any]:
-        """What the settings of a scheduler of diffusers have to be for the transformer, if it has them."""
+    def _check_settings(self, name: str, scheduler: SchedulerMixin) -> None:
+        """Raise on a setting of a scheduler of diffusers that does not fit the transformer."""
         model, class_name = self.transformer.config, type(scheduler).__name__
-        wanted = {"prediction_type": model.prediction_type, "use_flow_sigmas": "flow" in model.prediction_type}
-        # Vectors of codes have no range to be clipped to; a flow is no consistency model, and its shift is a constant.
-        wanted |= dict.fromkeys(("clip_sample", "thresholding", "stochastic_sampling", "use_dynamic_shifting"), False)
-        wanted |= {"rescale_betas_zero_snr": False} if model.prediction_type == "epsilon" else {}  # 0 / 0
+        is_flow = model.prediction_type == "flow_prediction"
+        wanted = {"prediction_type": model.prediction_type, "use_flow_sigmas": is_flow}
+        wanted |= {"timestep_type": "discrete", "interpolation_type": "linear"}  # else not the timesteps of its sigmas
         wanted |= {"shift": 1.0} if class_name == "FlowMatchHeunDiscreteScheduler" else {}  # which would shift twice
+        # Vectors have no range to clip to; a flow is no consistency model, ends at x_0, and has a constant shift.
+        unwanted = ["clip_sample", "thresholding", "stochastic_sampling", "use_dynamic_shifting", "invert_sigmas"]
+        if is_flow and hasattr(scheduler, "alphas_cumprod"):  # of which these are sigmas, and not of the flow
+            unwanted += ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"]
+        unwanted += ["rescale_betas_zero_snr"] if model.prediction_type == "epsilon" else []  # 0 / 0
+        wanted |= dict.fromkeys(unwanted, False)
         if scheduler.config.get("variance_type") not in (None, "fixed_small", "fixed_small_log", "fixed_large"):
             learns = model.learn_sigma and class_name.startswith("DDPM")  # others take the first three channels
             wanted["variance_type"] = "learned_range" if learns else None
-        return wanted
+        for key, value in wanted.items():
+            if key in signature(type(scheduler).__init__).parameters and scheduler.config[key] != value:
+                raise ValueError(
+                    f"`{name}`, {class_name}, has `{key}` {scheduler.config[key]!r}, and this transformer needs"
+                    f" {value!r}: {class_name}.from_config(pipe.{name}.config, {key}={value!r})."
+                )
+        # Solvers divide by what is left of x_0 at the last level, and so does x_0 from epsilon.
+        is_divisor = model.prediction_type == "epsilon" or not class_name.startswith(("DDIM", "DDPM", "TCD"))
+        if not is_flow and is_divisor and scheduler.alphas_cumprod[-1] == 0:
+            raise ValueError(
+                f"`{name}`, {class_name}, has betas (`trained_betas` or `beta_end`) that end at 1: let them end below."
+                " Only DDIM, DDPM and TCD take such, where the transformer predicts 'v_prediction' or 'sample'."
+            )
 
     def _guidance_at(self, index: int, timesteps: torch.Tensor, guidance_scale: float) -> float:
         """The scale of guidance at a step of a schedule; 1 is none."""
@@ -705,11 +709,10 @@ class VQDiTPipeline(DiffusionPipeline):
 
     def _forbidden_tokens(self, tokens: PromptTokens) -> torch.BoolTensor:
         """Tokens `(B, S, vocabulary)` that may not be generated: [MASK], and special ones in place of a word."""
-        is_special, is_mask = torch.zeros(2, self.vqvae.config.vocab_size, dtype=torch.bool)
+        is_special, is_mask = tokens.is_word.new_zeros(2, self.vqvae.config.vocab_size)
         is_special[self.tokenizer.all_special_ids] = True
         is_mask[self.tokenizer.mask_token_id] = True
-        device = tokens.is_word.device
-        return is_mask.to(device) | (tokens.is_word[..., None] & is_special.to(device))
+        return is_mask | (tokens.is_word[..., None] & is_special)
 
     def _forbidden_text_codes(self, tokens: PromptTokens, forbidden_tokens: torch.BoolTensor) -> torch.BoolTensor:
         """Text codes `(B, S/r, 1, V_y + 1)` that may not be drawn: PAD up to the last chunk with a given token."""

@@ -2,6 +2,7 @@
 """The noise of Gaussian diffusion as training and bounds need it, read off a scheduler of diffusers."""
 
 import math
+from inspect import signature
 from typing import NamedTuple
 
 import torch
@@ -55,8 +56,10 @@ class NoiseLevels:
     """
 
     def __init__(self, scheduler: SchedulerMixin, prediction_type: str):
-        config = scheduler.config
-        self.num_levels = config.num_train_timesteps  # N
+        # Without the settings that `from_config` keeps of the class that the scheduler was before.
+        own = signature(type(scheduler).__init__).parameters
+        config = {name: value for name, value in scheduler.config.items() if name in own}
+        self.num_levels = config["num_train_timesteps"]  # N
         self.is_flow = prediction_type == "flow_prediction"
         self.shift = 1.0
         if self.is_flow:
@@ -65,7 +68,7 @@ class NoiseLevels:
                     "`use_dynamic_shifting` lets the noise depend on the resolution, which training does not follow: "
                     "set a constant `shift` instead."
                 )
-            self.shift = config.get("flow_shift") or config.get("shift") or 1.0
+            self.shift = config.get("flow_shift", config.get("shift", 1.0))
             self.sigma = torch.arange(self.num_levels + 1, dtype=torch.float64) / self.num_levels  # (N + 1,)
             self.alpha = 1 - self.sigma
         else:

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 VP = {"clip_sample": False, "timestep_spacing": "trailing"}
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+END_AT_ONE = {"trained_betas": [*np.linspace(1e-4, 0.02, 999).tolist(), 1.0]}  # nothing of x_0 is left
 
 
 def make_scheduler(name, prediction_type, **settings):
@@ -88,7 +89,15 @@ def test_an_exact_network_is_sampled_exactly_whatever_it_predicts(tiny_pipeline,
         ("DPMSolverMultistep", "epsilon", {"use_karras_sigmas": True}),
         ("DDPM", "epsilon", {"beta_schedule": "squaredcos_cap_v2"}),
         ("DDIM", "epsilon", {"trained_betas": np.linspace(0.001, 0.05, 200).tolist(), "num_train_timesteps": 200}),
+        ("DDIM", "v_prediction", END_AT_ONE),
+        ("DDPM", "sample", END_AT_ONE),
+        ("TCD", "v_prediction", END_AT_ONE),
+        ("UniPCMultistep", "epsilon", {"use_exponential_sigmas": True}),
         ("FlowMatchEulerDiscrete", "flow_prediction", {"shift": 3.0}),
+        ("FlowMatchEulerDiscrete", "flow_prediction", {"use_karras_sigmas": True}),
+        ("FlowMatchEulerDiscrete", "flow_prediction", {"use_exponential_sigmas": True}),
+        ("FlowMatchEulerDiscrete", "flow_prediction", {"use_beta_sigmas": True}),
+        ("FlowMatchEulerDiscrete", "flow_prediction", {"shift_terminal": 0.02}),
         ("UniPCMultistep", "flow_prediction", {"flow_shift": 3.0}),
     ),
 )
@@ -227,6 +236,21 @@ def test_heun_looks_at_each_time_twice_but_the_first(tiny_pipeline):
             make_scheduler("DDPM", "epsilon", variance_type="fixed_large_log"),
             "`variance_type` 'fixed_large_log'",
         ),
+        (
+            "v_prediction",
+            make_scheduler("EulerDiscrete", "v_prediction", timestep_type="continuous"),
+            "`timestep_type` 'continuous'.*needs 'discrete'",
+        ),
+        (
+            "epsilon",
+            make_scheduler("EulerDiscrete", "epsilon", interpolation_type="log_linear"),
+            "`interpolation_type` 'log_linear'.*needs 'linear'",
+        ),
+        (
+            "flow_prediction",
+            diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+            "`invert_sigmas` True.*needs False",
+        ),
     ),
 )
 @pytest.mark.parametrize("name", ("scheduler", "text_scheduler"))
@@ -241,6 +265,58 @@ def test_a_scheduler_or_setting_that_does_not_fit_is_refused_by_name(
     assert not calls
 
 
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        (name, f"use_{kind}_sigmas")
+        for name in ("UniPCMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "SASolver")
+        for kind in ("karras", "exponential", "beta")
+    ]
+    + [("DPMSolverMultistep", "use_lu_lambdas")],
+)
+def test_sigmas_of_the_betas_are_refused_for_a_flow(tiny_pipeline, name, setting):
+    pipeline = make_gaussian_pipeline(tiny_pipeline, prediction_type="flow_prediction")
+    pipeline.scheduler = make_scheduler(name, "flow_prediction", **{setting: True})
+    with pytest.raises(ValueError, match=f"`scheduler`, {name}Scheduler, has `{setting}` True.*needs False"):
+        pipeline.check_schedulers()
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction_type"),
+    [
+        (name.removesuffix("Scheduler"), prediction_type)
+        for name, prediction_types in GAUSSIAN_SCHEDULERS.items()
+        for prediction_type in ("epsilon", "v_prediction")
+        if prediction_type in prediction_types
+        and (prediction_type == "epsilon" or not name.startswith(("DDIM", "DDPM", "TCD")))
+    ],
+)
+def test_betas_that_leave_nothing_at_the_last_level_are_refused_where_it_is_divided_by(
+    tiny_pipeline, name, prediction_type
+):
+    pipeline = make_gaussian_pipeline(tiny_pipeline, prediction_type=prediction_type)
+    pipeline.text_scheduler = make_scheduler(name, prediction_type, **END_AT_ONE)
+    with pytest.raises(ValueError, match=f"`text_scheduler`, {name}.*`trained_betas`.*'v_prediction' or 'sample'"):
+        pipeline.check_schedulers()
+
+
+@pytest.mark.parametrize("joint_order", ("together", "text_first"))
+def test_vectors_that_are_not_finite_become_an_error_and_no_codes(tiny_pipeline, joint_order):
+    scheduler = make_scheduler("UniPCMultistep", "flow_prediction", solver_type="bh1")  # infinity at a last sigma of 0
+    pipeline = make_gaussian_pipeline(tiny_pipeline, scheduler, prediction_type="flow_prediction")
+    with pytest.raises(ValueError, match="UniPCMultistepScheduler led to vectors that are not finite"):
+        pipeline(num_inference_steps=3, joint_order=joint_order)
+
+
+def test_schedulers_of_diffusers_are_refused_by_a_masked_transformer(tiny_pipeline):
+    tiny_pipeline.scheduler = make_scheduler("DDIM", "epsilon")
+    with pytest.raises(ValueError, match="`scheduler`.*'masked'.*one of MaskedDiffusionScheduler, got DDIMScheduler"):
+        tiny_pipeline(PROMPT)
+
+
+# Schedulers that swap
+
+
 def test_a_learned_variance_is_not_inherited_by_a_solver_that_would_cut_the_channels(tiny_pipeline):
     scheduler = make_scheduler("DDPM", "epsilon", variance_type="learned_range")
     pipeline = make_gaussian_pipeline(tiny_pipeline, scheduler, prediction_type="epsilon", learn_sigma=True)
@@ -252,10 +328,14 @@ def test_a_learned_variance_is_not_inherited_by_a_solver_that_would_cut_the_chan
     assert len(pipeline(PROMPT, num_inference_steps=2).images) == 1
 
 
-def test_schedulers_of_diffusers_are_refused_by_a_masked_transformer(tiny_pipeline):
-    tiny_pipeline.scheduler = make_scheduler("DDIM", "epsilon")
-    with pytest.raises(ValueError, match="`scheduler`.*'masked'.*one of MaskedDiffusionScheduler, got DDIMScheduler"):
-        tiny_pipeline(PROMPT)
+def test_a_learned_variance_that_the_class_before_took_is_left_out(tiny_pipeline):
+    config = {"prediction_type": "epsilon", "learn_sigma": True, "variance": 0.0}
+    learned = make_scheduler("DDPM", "epsilon", variance_type="learned_range")
+    swapped, plain = (
+        draw(tiny_pipeline, scheduler, 5, **config)
+        for scheduler in (diffusers.DDIMScheduler.from_config(learned.config), make_scheduler("DDIM", "epsilon"))
+    )
+    assert torch.equal(swapped[0], plain[0]) and torch.equal(swapped[1], plain[1])
 
 
 @pytest.mark.parametrize("name", ("DDIM", "EulerDiscrete", "UniPCMultistep", "DDPM", "PNDM", "HeunDiscrete"))
@@ -266,3 +346,36 @@ def test_schedulers_swap_the_diffusers_way(tiny_pipeline, name):
         setattr(pipeline, part, scheduler_class.from_config(getattr(pipeline, part).config))
     output = pipeline(num_inference_steps=5)
     assert len(output.images) == len(output.texts) == 1
+
+
+@pytest.mark.parametrize("name", [name for name, types in GAUSSIAN_SCHEDULERS.items() if "flow_prediction" in types])
+def test_schedulers_of_a_flow_swap_the_diffusers_way_and_back(tiny_pipeline, name):
+    euler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipeline = make_gaussian_pipeline(tiny_pipeline, euler, prediction_type="flow_prediction")
+    settings = {} if name.startswith("Flow") else dict(FLOW)
+    if "Heun" in name:
+        settings["shift"] = 1.0  # it would shift twice
+    for part in ("scheduler", "text_scheduler"):
+        scheduler_class = getattr(diffusers, name)
+        setattr(pipeline, part, scheduler_class.from_config(getattr(pipeline, part).config, **settings))
+    output = pipeline(num_inference_steps=5)
+    assert len(output.images) == len(output.texts) == 1
+    back = diffusers.FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    times = told_times(tiny_pipeline, back, "flow_prediction")[0]
+    assert times == pytest.approx([back.shift * t / (1 + (back.shift - 1) * t) for t in (1.0, 0.75, 0.5, 0.25)])
+
+
+def test_a_shift_is_handed_over_under_the_name_that_the_other_class_has_for_it(tiny_pipeline):
+    solver = diffusers.UniPCMultistepScheduler(**FLOW, flow_shift=3.0)
+    euler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(solver.config, shift=solver.config.flow_shift)
+    back = diffusers.UniPCMultistepScheduler.from_config(euler.config, **FLOW, flow_shift=euler.config.shift)
+    times, drawn = [], []
+    for scheduler in (solver, euler, back):
+        times.append(told_times(tiny_pipeline, scheduler, "flow_prediction", num_inference_steps=7)[0])
+        drawn.append(draw(tiny_pipeline, scheduler, 100, prediction_type="flow_prediction"))
+    # The solver's steps divide what lies above 1 / 1000, Euler's what lies above 0.
+    assert times[1] == pytest.approx([3 * t / (1 + 2 * t) for t in (1 - step / 7 for step in range(7))])
+    assert times[0] == pytest.approx(times[1], abs=3e-3) and times[2] == times[0]
+    for solved, stepped, again in zip(*drawn, strict=True):
+        torch.testing.assert_close(stepped, solved, rtol=0, atol=0.1)
+        assert torch.equal(again, solved)

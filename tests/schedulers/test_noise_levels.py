@@ -61,6 +61,12 @@ def test_the_shift_is_that_of_the_scheduler(scheduler, shift):
     assert NoiseLevels(scheduler, "flow_prediction").shift == shift
 
 
+def test_the_shift_of_a_class_that_the_scheduler_was_before_is_not_its_own():
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    swapped = FlowMatchEulerDiscreteScheduler.from_config(UniPCMultistepScheduler(**flow, flow_shift=3.0).config)
+    assert swapped.config.flow_shift == 3.0 and swapped.shift == NoiseLevels(swapped, "flow_prediction").shift == 1.0
+
+
 # The posterior
 
 

@@ -107,6 +107,13 @@ class EvaluateArguments(DataArguments):
         default=CALL_DEFAULTS["joint_order"],
         metadata=about('Joint samples: "text_first", "image_first" or "together".'),
     )
+    joint_text_temperature: float | None = field(
+        default=None,
+        metadata=about(
+            "Temperature of the captions of joint samples; by default that of the text scheduler. A low one, which is "
+            "best where a picture is given, makes up few captions."
+        ),
+    )
     guidance_scale: float = field(
         default=CALL_DEFAULTS["guidance_scale"], metadata=about("Guidance of pictures by captions.")
     )
@@ -174,6 +181,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"The report asks for every direction, but the network of {args.pipeline} is a U-Net, which draws "
             "pictures alone: measure those by `--sweep --sweep_directions image`, of a transformer likewise."
         )
+    if args.joint_text_temperature is not None and "temperature" not in pipeline.text_scheduler.config:
+        raise ValueError(
+            f"`joint_text_temperature` is for a masked process; {type(pipeline.text_scheduler).__name__} has none."
+        )
     tasks = make_tasks(held_out.first(args.num_samples), pipeline.tokenizer, args.seed)
     num_joint = split_evenly(args.num_joint_samples, args.num_sampling_seeds)
 
@@ -215,7 +226,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Every direction, from several seeds
     answers = [
-        answer_tasks(pipeline, tasks, count, seed, batch_size=args.eval_batch_size, **args.call)
+        answer_tasks(
+            pipeline,
+            tasks,
+            count,
+            seed,
+            args.joint_text_temperature,
+            batch_size=args.eval_batch_size,
+            **args.call,
+        )
         for seed, count in enumerate(num_joint)
     ]
     output_dir = Path(args.output_dir)
@@ -261,6 +280,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "clip": args.clip_model_name_or_path or "none",
         "left_out_parts": ", ".join(args.leave_out) or "none",
         **args.call,
+        "joint_text_temperature": "that of the text scheduler"
+        if args.joint_text_temperature is None
+        else args.joint_text_temperature,
     }
     figures["notes"] = notes
     write_report(figures, output_dir, with_targets=is_judged)

@@ -259,7 +259,14 @@ class Answers(NamedTuple):
     costs: dict[str, Cost]  # of "text_to_image", "image_to_text" and "joint"
 
 
-def answer_tasks(pipeline: DiffusionPipeline, tasks: Tasks, num_joint: int, seed: int, **settings: Any) -> Answers:
+def answer_tasks(
+    pipeline: DiffusionPipeline,
+    tasks: Tasks,
+    num_joint: int,
+    seed: int,
+    joint_text_temperature: float | None = None,
+    **settings: Any,
+) -> Answers:
     """Runs every direction once.
 
     Args:
@@ -267,6 +274,8 @@ def answer_tasks(pipeline: DiffusionPipeline, tasks: Tasks, num_joint: int, seed
         tasks ([`Tasks`]): What it is given.
         num_joint (`int`): Pairs to make up.
         seed (`int`): Seed of the samples.
+        joint_text_temperature (`float`, *optional*): Temperature of captions that are made up; by default that of the
+            text scheduler, at which captions of pictures are written.
         **settings: Further arguments of [`sample`] and of the pipeline.
 
     Returns:
@@ -280,7 +289,13 @@ def answer_tasks(pipeline: DiffusionPipeline, tasks: Tasks, num_joint: int, seed
     count = len(tasks.pairs)
     drawn = run("Text to image", count, prompts=prompts)
     written = run("Image to text", count, pixel_values=pictures)
+    text_scheduler = pipeline.text_scheduler
+    if joint_text_temperature is not None:
+        pipeline.text_scheduler = type(text_scheduler).from_config(
+            text_scheduler.config, temperature=joint_text_temperature
+        )
     joint = run("Joint", num_joint)
+    pipeline.text_scheduler = text_scheduler
     return Answers(
         drawn=drawn.pixel_values,
         written=written.texts,

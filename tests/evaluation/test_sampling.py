@@ -129,6 +129,12 @@ def test_every_direction_is_given_what_belongs_to_it(tiny_pipeline):
     passes = {direction: cost.forward_passes for direction, cost in answers.costs.items()}
     assert passes == {"text_to_image": 2, "image_to_text": 2, "joint": 4}
 
+    scheduler = tiny_pipeline.text_scheduler
+    settings = {"num_joint": 3, "seed": 0, "batch_size": 4, "num_inference_steps": 2}
+    colder = answer_tasks(tiny_pipeline, tasks, joint_text_temperature=0.01, **settings)
+    assert colder.written == answers.written and colder.joint.texts != answers.joint.texts
+    assert tiny_pipeline.text_scheduler is scheduler
+
     # The words that were given come back; only the hidden ones may differ.
     mask = tiny_pipeline.tokenizer.mask_token
     for prompt, filled in zip(tasks.fill_prompts, answers.filled, strict=True):

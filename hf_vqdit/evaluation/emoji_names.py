@@ -7,6 +7,7 @@ in names of others: "man farmer dark skin tone" where farmers of other tones and
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -42,8 +43,11 @@ def split_languages(caption: str) -> dict[str, str]:
 
 
 def read_attributes(name: str, language: str) -> list[str]:
-    """Skin tones, hair and colors that a name tells, in its words and its order."""
-    return _ATTRIBUTES[language].findall(name)
+    """Skin tones, hair and colors that a name tells, in its words and its order.
+
+    What is told twice in a row counts once: a tone that two people have stands but once in their name.
+    """
+    return [attribute for attribute, _ in groupby(_ATTRIBUTES[language].findall(name))]
 
 
 def attributes_agree(caption: str, references: Sequence[str]) -> bool:

@@ -29,6 +29,7 @@ DARK_HAND = ["hand dark skin tone", "手 较深肤色", "hand dark skin tone | �
         ("亲吻 女人女人中等肤色中等浅肤色", "zh", ["中等肤色", "中等浅肤色"]),
         ("man light skin tone red hair", "en", ["light skin tone", "red hair"]),
         ("男人 较浅肤色红发", "zh", ["较浅肤色", "红发"]),
+        ("kiss dark skin tone dark skin tone", "en", ["dark skin tone"]),
         ("light blue heart", "en", ["light blue"]),
         ("粉红色的心", "zh", ["粉红"]),
         ("person with white cane", "en", []),

@@ -14,6 +14,7 @@ folder gets `sweep.md`, `sweep.json` and `sweep.png` instead, which compare sett
 """
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -174,6 +175,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     held_out = read(tokenizer=pipeline.tokenizer)
     if args.sweep:
+        if args.joint_text_temperature is not None:
+            warnings.warn(
+                "`joint_text_temperature` is for the report; a sweep has temperatures of its own.", stacklevel=2
+            )
         compare_settings(args, pipeline, held_out)
         return
     if pipeline.transformer.config.unet_kwargs is not None:

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = inspections["train"].records
     if records.exceeds(args.max_bad_fraction):
         share = records.totals["bad"] / records.totals["read"]
-        text += f"\n{share:.1%} bad records are more than `max_bad_fraction` allows: training would end early.\n"
+        text += f"\n{share:.1%} bad records are more than `max_bad_fraction` allows: training would end by them.\n"
     report = {name: inspection.report() for name, inspection in inspections.items()}
 
     # Report

@@ -61,7 +61,8 @@ from hf_vqdit.training.processes import (
     load_scheduler,
     measure_priors,
     scheduler_settings,
-    warn_of_differences,
+    warn_of_another_tokenizer,
+    warn_of_unused_settings,
 )
 from hf_vqdit.training.rows import PairLoss
 from hf_vqdit.training.run import TrainingRun, make_optimizer
@@ -242,15 +243,12 @@ def make_model(
         if args.distill_from is not None:
             check_sizes(model, sizes, "distill_from")
         else:
-            tables = (
-                "image_codebook_size",
-                "text_codebook_size",
-                "text_num_groups",
-                "image_code_dim",
-                "text_code_dim",
-            )
-            check_sizes(model, {key: sizes[key] for key in tables if key in sizes}, "pretrained_model_name_or_path")
-            warn_of_differences(model, args.model_init_kwargs, vqvae, source)
+            # Pictures and captions of other sizes need no other weights.
+            tables = {name: size for name, size in sizes.items() if name not in ("sample_size", "text_length")}
+            check_sizes(model, tables, "pretrained_model_name_or_path")
+            warn_of_unused_settings(model, args.model_init_kwargs, source)
+            if args.vqvae_model_name_or_path is not None:
+                warn_of_another_tokenizer(vqvae, source)
     else:
         model = VQDiTModel(**args.model_init_kwargs | sizes, process=args.process)
         if args.process == "masked":

@@ -122,20 +122,19 @@ class RecordCounts:
         self.totals["truncated_captions"] += num_truncated
         for bad in bad_records:
             self._note(bad)
-        num_read, num_bad, share = self.totals["read"], self.totals["bad"], self.max_bad_fraction
-        by_chance = 3 * math.sqrt(
-            share * (1 - share) * num_read
-        )  # of so many random ones, in a set that has the share
-        if num_read >= _MIN_RECORDS and num_bad > share * num_read + by_chance:
+        num_read, num_bad = self.totals["read"], self.totals["bad"]
+        if num_read >= _MIN_RECORDS and self.exceeds(self.max_bad_fraction, num_deviations=3):
             raise ValueError(
                 f"{num_bad:,} of the {num_read:,} records read are bad, more than `max_bad_fraction` "
                 f"{self.max_bad_fraction} allows: {self}. Look at the data with training_scripts/inspect_pairs.py; "
                 "repair it or leave those records out, or raise `max_bad_fraction`."
             )
 
-    def exceeds(self, max_bad_fraction: float) -> bool:
-        """Whether more than this share of the records read is bad, however few they are."""
-        return self.totals["bad"] > max_bad_fraction * self.totals["read"]
+    def exceeds(self, max_bad_fraction: float, num_deviations: float = 0.0) -> bool:
+        """Whether more than this share of the records read is bad, however few they are, and by so many standard
+        deviations: random records of a set that has the share have more bad ones half the time."""
+        deviation = math.sqrt(max_bad_fraction * (1 - max_bad_fraction) * self.totals["read"])
+        return self.totals["bad"] > max_bad_fraction * self.totals["read"] + num_deviations * deviation
 
     def _note(self, bad: BadRecord) -> None:
         self.by_kind[bad.kind] += 1

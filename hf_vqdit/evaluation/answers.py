@@ -52,7 +52,7 @@ def score_captions(
 
 def measure_costs(answers: Sequence[Answers]) -> dict[str, Any]:
     """What the answers took, by direction: `{direction}_passes` of the network for a call of the pipeline, and
-    `{direction}_seconds` for a sample, when `batch_size` of them are drawn at a time; as of [`summarize_seeds`]."""
+    `{direction}_seconds` for a sample, drawn in batches; as of [`summarize_seeds`]."""
     return summarize_seeds(
         [
             {f"{direction}_passes": cost.forward_passes for direction, cost in own.costs.items()}

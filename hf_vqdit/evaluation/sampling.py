@@ -294,8 +294,10 @@ def answer_tasks(
         pipeline.text_scheduler = type(text_scheduler).from_config(
             text_scheduler.config, temperature=joint_text_temperature
         )
-    joint = run("Joint", num_joint)
-    pipeline.text_scheduler = text_scheduler
+    try:
+        joint = run("Joint", num_joint)
+    finally:
+        pipeline.text_scheduler = text_scheduler
     return Answers(
         drawn=drawn.pixel_values,
         written=written.texts,

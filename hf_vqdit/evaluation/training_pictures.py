@@ -2,9 +2,10 @@
 """The training pictures, with which generated ones are compared: read once, kept small, with their features."""
 
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -85,7 +86,9 @@ def read_training_pictures(
         ValueError: If fewer than two pictures are left.
     """
     if isinstance(pairs, IterableDataset):
-        pairs = Dataset.from_list([*pairs.take(max_pictures)], features=pairs.features)
+        rows = iter(pairs.take(max_pictures))
+        chunks = iter(lambda: [*islice(rows, 1000)], [])  # one table of bytes holds 2 GiB at most
+        pairs = concatenate_datasets([Dataset.from_list(chunk, features=pairs.features) for chunk in chunks])
     dataset = PairDataset(pairs, tokenizer, resolution, center_crop, seed=seed)
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:max_pictures]
     rows, thumbnails, features = [], [], []

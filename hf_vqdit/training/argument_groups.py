@@ -99,7 +99,7 @@ class DataArguments:
     )
     max_bad_fraction: float = field(
         default=0.1,
-        metadata=about("End the run if more than this part of the records read, 100 at least, is bad."),
+        metadata=about("End the run if more than this part of the records read, 100 at least, is bad, beyond chance."),
     )
     cache_dir: str | None = field(default=None, metadata=about("Where data sets are kept."))
     dataloader_num_workers: int = field(

@@ -166,22 +166,8 @@ def check_process(
         raise ValueError('`backbone` "unet" is not told what is given: set `region_fraction` of `loss_config` to 0.')
 
 
-def warn_of_differences(
-    model: VQDiTModel, model_init_kwargs: Mapping[str, Any], vqvae: MultimodalVQVAE, source: str
-) -> None:
-    """
-    Warn where a transformer to go on with does not go with what was set for a new one.
-
-    Args:
-        model (`VQDiTModel`):
-            The transformer.
-        model_init_kwargs (`Mapping[str, Any]`):
-            Arguments for a new one.
-        vqvae (`MultimodalVQVAE`):
-            The tokenizer of this run.
-        source (`str`):
-            The pipeline that the transformer is of.
-    """
+def warn_of_another_tokenizer(vqvae: MultimodalVQVAE, source: str) -> None:
+    """Warn if the tokenizer that was named is not the one whose codes the pipeline `source` knows."""
     if weights_digest(MultimodalVQVAE.from_pretrained(source, subfolder="vqvae")) != weights_digest(vqvae):
         logger.warning(
             "`vqvae_model_name_or_path` is another tokenizer than that of %s, so its transformer has to learn codes "
@@ -189,15 +175,20 @@ def warn_of_differences(
             source,
             source,
         )
+
+
+def warn_of_unused_settings(model: VQDiTModel, model_init_kwargs: Mapping[str, Any], source: str) -> None:
+    """Warn of each setting for a new model that differs from the one of the pipeline `source`, which stays."""
     for name, value in model_init_kwargs.items():
         own = model.config[name]
-        if own != (tuple(value) if isinstance(own, tuple) else value):
+        if name != "unet_kwargs" and own != (tuple(value) if isinstance(own, tuple) else value):
             logger.warning("`%s` is %s as in %s; %s is for a new model.", name, own, source, value)
 
 
 def embed_by_vectors(vqvae: MultimodalVQVAE, model: VQDiTModel) -> None:
     """
-    Let the embeddings of image codes start as their vectors, turned into the width of a model of the masked process.
+    Let the embeddings of image codes start as their vectors, standardized over the codes, turned into the width of a
+    model of the masked process, and scaled to a standard deviation of `EMBEDDING_STD`.
 
     Codes that look alike then start alike, and what is learned of one holds for its neighbors: of small data sets,
     where many codes are rare, held-out pictures cost fewer bits. Text codes keep their random start, since their
@@ -210,9 +201,10 @@ def embed_by_vectors(vqvae: MultimodalVQVAE, model: VQDiTModel) -> None:
             Its `image_embed` is set, except for MASK.
     """
     table = model.image_embed.weight
+    # Not `normalized_codebook`, which needs statistics that only the Gaussian process asks of a tokenizer.
     vectors = vqvae.image_quantizer.lookup(torch.arange(vqvae.image_codebook_size, device=vqvae.device)).float()
     vectors = (vectors - vectors.mean(dim=0)) / vectors.std(dim=0).clamp(min=1e-6)  # (V, C)
-    turn = torch.nn.init.orthogonal_(torch.empty(table.shape[1], vectors.shape[1])).to(vectors)  # keeps distances
+    turn = torch.nn.init.orthogonal_(torch.empty(table.shape[1], vectors.shape[1])).to(vectors)  # keeps angles
     embedded = vectors @ turn.T
     with torch.no_grad():
         table[: len(vectors)] = embedded * (EMBEDDING_STD / embedded.std())

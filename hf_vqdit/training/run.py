@@ -66,7 +66,7 @@ class TrainingRun:
         self._stream: StreamBatches | None = None
         self._sums: dict[str, torch.Tensor] = {}
         self._pinned: dict[str, Any] = {}
-        self._stop_signal, self._is_stopping = StopSignal(), False
+        self._stop_signal, self._is_stopping, self._saved_step = StopSignal(), False, None
         self._started = time.perf_counter() - self.resumed_state.get("seconds", 0.0)
 
         # `Accelerator` reads the variable itself, but the precision, which it wants, depends on the device.
@@ -249,12 +249,9 @@ class TrainingRun:
         Raises:
             FloatingPointError: If one of them is NaN or infinite.
         """
-        signals = float(self._stop_signal.number is not None)  # all processes stop at the same step
-        own = torch.stack(list(self._sums.values()))
-        *sums, (num_signals, _) = self.accelerator.reduce(
-            torch.cat([own, own.new_tensor([[signals, 1]])]), reduction="sum"
-        ).tolist()
-        self._is_stopping = num_signals > 0
+        own = torch.stack([*self._sums.values(), self._signal()])
+        *sums, (num_signals, _) = self.accelerator.reduce(own, reduction="sum").tolist()
+        self._is_stopping = num_signals > 0  # on all processes at the same step
         averages = {name: total / count for name, (total, count) in zip(self._sums, sums, strict=True) if count}
         self._sums.clear()
         check_finite(averages, step)
@@ -298,7 +295,6 @@ class TrainingRun:
         Args:
             figures (`Mapping[str, float]`): What the last validation measured.
         """
-        self._stop_signal.release()
         records = RecordCounts()
         for state_dict in gather_object([self.records.state_dict()]):
             records.load_state_dict(state_dict)
@@ -352,7 +348,7 @@ class TrainingRun:
     def resume(self) -> int:
         """Restores the checkpoint that the settings name, if any; returns the number of optimizer steps done.
 
-        From here to [`finish`] Ctrl-C and SIGTERM wait for [`leave_if_interrupted`].
+        From here to the last step Ctrl-C and SIGTERM wait for [`leave_if_interrupted`].
         """
         self._stop_signal.listen()
         if self.checkpoint is not None:
@@ -386,6 +382,7 @@ class TrainingRun:
             }
             publish(aside, folder, state, self.arguments.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
+        self._saved_step = step
         logger.info("Saved %s.", folder)
 
     def leave_if_interrupted(self, step: int) -> None:
@@ -397,14 +394,21 @@ class TrainingRun:
         Raises:
             SystemExit: With the exit status of a process that the signal ended.
         """
+        if step == self.arguments.max_train_steps:  # no further step will tell of a signal
+            self._is_stopping |= bool(self.accelerator.reduce(self._signal(), reduction="sum")[0])
+            self._stop_signal.release()
         if not self._is_stopping:
             return
-        if not (self.output_dir / f"checkpoint-{step}").is_dir():
+        if self._saved_step != step:
             self.save_checkpoint(step)
-        logger.warning("Interrupted after step %d: go on with `--resume_from_checkpoint latest`.", step)
+        logger.warning("Interrupted after step %d: go on with `--resume_from_checkpoint checkpoint-%d`.", step, step)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         raise SystemExit(128 + (self._stop_signal.number or signal.SIGTERM))
+
+    def _signal(self) -> torch.Tensor:
+        """Whether this process was told to stop, `(2,)`, as a pair of [`gather_sums`]."""
+        return torch.tensor([self._stop_signal.number is not None, 1.0], device=self.accelerator.device)
 
     def _save_models(self, models: list[torch.nn.Module], weights: list[dict], folder: str) -> None:
         weights.clear()  # or accelerate would save them a second time

@@ -251,7 +251,7 @@ def make_model(
                 warn_of_another_tokenizer(vqvae, source)
     else:
         model = VQDiTModel(**args.model_init_kwargs | sizes, process=args.process)
-        if args.process == "masked":
+        if args.embed_by_vectors:
             embed_by_vectors(vqvae, model)
         fitting = scheduler_settings(model, args.scheduler_class) if args.process == "gaussian" else {}
         with torch.device("cpu"):  # where the tables of schedulers are, whatever the device of the model

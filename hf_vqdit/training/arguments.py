@@ -162,6 +162,13 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Trai
         default_factory=Keywords,
         metadata=about("Arguments of a new `VQDiTModel`, as JSON; laid over those of the YAML."),
     )
+    embed_by_vectors: bool = field(
+        default=False,
+        metadata=about(
+            "Let the embeddings of image codes of a new masked model start as the codes' vectors. Where many codes "
+            "are rare, as of a few thousand varied pictures, held-out pictures then cost fewer bits."
+        ),
+    )
     scheduler_kwargs: Keywords = field(
         default_factory=Keywords,
         metadata=about("Arguments of the image scheduler, as JSON; laid over those of the YAML."),
@@ -197,6 +204,11 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Trai
         super().__post_init__()
         self.model_init_kwargs.check("model_init_kwargs", VQDiTModel)
         check_process(self.process, self.backbone, self.model_init_kwargs, self.loss_config, self.distill_from)
+        if self.embed_by_vectors and self.process != "masked":
+            raise ValueError(
+                f"`embed_by_vectors` is for the embeddings of codes, and `process` {self.process!r} reads vectors "
+                "themselves: leave it out."
+            )
         if self.backbone == "unet":
             self.model_init_kwargs["unet_kwargs"] = UNET_KWARGS | self.model_init_kwargs.get("unet_kwargs", {})
             self.time_mixture = Keywords(PICTURES_ALONE)

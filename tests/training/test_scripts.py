@@ -32,6 +32,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hf_vqdit import MultimodalVQVAE, VQDiTModel
 from hf_vqdit.data import load_caption_tokenizer
 from hf_vqdit.training.checkpoints import list_checkpoints
+from hf_vqdit.training.processes import EMBEDDING_STD
 from hf_vqdit.training.run import TrainingRun
 
 
@@ -202,6 +203,14 @@ def test_fine_tuning_starts_from_the_weights_that_were_given(script, runs, tmp_p
     for name in [name for name in expected if name.endswith("codebook")]:  # they move, a little, at any learning rate
         torch.testing.assert_close(found.pop(name), expected.pop(name), rtol=0, atol=0.05)
     assert_equal(found, expected)
+
+
+def test_embeddings_start_as_vectors_if_asked_for(runs, tmp_path):
+    flags = [*flags_of("train_dit", runs), "--embed_by_vectors", "true", "--learning_rate", "0"]
+    folder = run_in_process("train_dit", tmp_path / "run", *flags, "--max_train_steps", "1")
+    assert weights(folder / "transformer")["image_embed.weight"][:-1].std() == pytest.approx(EMBEDDING_STD)
+    with pytest.raises(ValueError, match="`embed_by_vectors` is for .* 'gaussian' reads vectors themselves"):
+        run_in_process("train_dit", tmp_path / "other", *flags, "--process", "gaussian")
 
 
 def test_what_a_transformer_to_go_on_with_does_not_go_with_is_told(runs, tmp_path, caplog):

@@ -155,7 +155,7 @@ class EvaluateArguments(DataArguments):
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(EvaluateArguments, "evaluate", argv)
-    training_minutes = read_training_minutes(args.run_dirs)
+    training_minutes = {} if args.sweep else read_training_minutes(args.run_dirs)
     if args.update_model_card and not (Path(args.pipeline) / "README.md").is_file():
         raise ValueError(
             f"`update_model_card` needs a folder with a card: `pipeline` {args.pipeline} has no README.md."

@@ -1,16 +1,18 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """Held-out pairs, what a pipeline is given of them in each direction, and what it makes of that from one seed."""
 
+import inspect
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -248,6 +250,41 @@ def sample(
     return Samples(2 * torch.cat(drawn) - 1 if drawn else None, texts or None, cost)
 
 
+@contextmanager
+def changed_schedulers(
+    pipeline: DiffusionPipeline, scheduler: Mapping[str, Any], text_scheduler: Mapping[str, Any]
+) -> Iterator[None]:
+    """
+    Gives a pipeline schedulers with other settings, and its own ones back at the end.
+
+    Args:
+        pipeline (`VQDiTPipeline`): The pipeline.
+        scheduler (`Mapping[str, Any]`): What changes in the config of `pipeline.scheduler`.
+        text_scheduler (`Mapping[str, Any]`): Likewise of `pipeline.text_scheduler`.
+
+    Raises:
+        ValueError: If a scheduler does not know a setting or refuses it.
+    """
+    changes = {"scheduler": scheduler, "text_scheduler": text_scheduler}
+    own = {name: getattr(pipeline, name) for name in changes}
+    changed = {name: _change(own[name], changes[name]) for name in changes}
+    try:
+        for name, other in changed.items():
+            setattr(pipeline, name, other)
+        yield
+    finally:
+        for name, before in own.items():
+            setattr(pipeline, name, before)
+
+
+def _change(scheduler: SchedulerMixin, changes: Mapping[str, Any]) -> SchedulerMixin:
+    # `from_config` would drop what the class does not know, and the setting would be the base under another name.
+    unknown = [name for name in changes if name not in inspect.signature(type(scheduler).__init__).parameters]
+    if unknown:
+        raise ValueError(f"{type(scheduler).__name__} has no setting {' and no '.join(f'`{x}`' for x in unknown)}.")
+    return type(scheduler).from_config(scheduler.config, **changes)
+
+
 class Answers(NamedTuple):
     """What a pipeline made of the tasks, from one seed."""
 
@@ -289,15 +326,10 @@ def answer_tasks(
     count = len(tasks.pairs)
     drawn = run("Text to image", count, prompts=prompts)
     written = run("Image to text", count, pixel_values=pictures)
-    text_scheduler = pipeline.text_scheduler
-    if joint_text_temperature is not None:
-        pipeline.text_scheduler = type(text_scheduler).from_config(
-            text_scheduler.config, temperature=joint_text_temperature
-        )
-    try:
+    with changed_schedulers(
+        pipeline, {}, {} if joint_text_temperature is None else {"temperature": joint_text_temperature}
+    ):
         joint = run("Joint", num_joint)
-    finally:
-        pipeline.text_scheduler = text_scheduler
     return Answers(
         drawn=drawn.pixel_values,
         written=written.texts,

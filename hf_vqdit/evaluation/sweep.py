@@ -6,13 +6,11 @@ given, and changes the steps, the guidance, the temperature, the mask schedule, 
 order. Then it answers two questions for each direction: does guidance beat none, and does remasking beat none?
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from hf_vqdit.pipelines.pipeline_vqdit import JOINT_ORDERS
@@ -22,7 +20,7 @@ from .features import TokenizerLatents, extract_features
 from .judge import ShapesJudge
 from .metrics import caption_chrf, caption_exact, read_captions, share_equal
 from .picture_sets import diversity, frechet_distance
-from .sampling import HeldOutPairs, Samples, sample
+from .sampling import HeldOutPairs, Samples, changed_schedulers, sample
 
 DIRECTIONS = {  # what is generated
     "text_to_image": ("image",),
@@ -304,37 +302,6 @@ def make_settings(direction: str, call: Mapping[str, Any], pipeline: DiffusionPi
     return settings
 
 
-@contextmanager
-def changed_schedulers(pipeline: DiffusionPipeline, setting: Setting) -> Iterator[None]:
-    """
-    Gives a pipeline the schedulers of a setting, and its own ones back at the end.
-
-    Args:
-        pipeline (`VQDiTPipeline`): The pipeline.
-        setting ([`Setting`]): Its `scheduler` and `text_scheduler` are what changes.
-
-    Raises:
-        ValueError: If a scheduler does not know a setting or refuses it.
-    """
-    own = {name: getattr(pipeline, name) for name in ("scheduler", "text_scheduler")}
-    changed = {name: _change(scheduler, getattr(setting, name)) for name, scheduler in own.items()}
-    try:
-        for name, scheduler in changed.items():
-            setattr(pipeline, name, scheduler)
-        yield
-    finally:
-        for name, scheduler in own.items():
-            setattr(pipeline, name, scheduler)
-
-
-def _change(scheduler: SchedulerMixin, changes: Mapping[str, Any]) -> SchedulerMixin:
-    # `from_config` would drop what the class does not know, and the setting would be the base under another name.
-    unknown = [name for name in changes if name not in inspect.signature(type(scheduler).__init__).parameters]
-    if unknown:
-        raise ValueError(f"{type(scheduler).__name__} has no setting {' and no '.join(f'`{x}`' for x in unknown)}.")
-    return type(scheduler).from_config(scheduler.config, **changes)
-
-
 class Bench:
     """Samples with one setting after the other and measures them.
 
@@ -380,7 +347,7 @@ class Bench:
         elif setting.direction == "image_to_text":
             given["pixel_values"] = self.pairs.pixel_values
         figures = []
-        with changed_schedulers(self.pipeline, setting):
+        with changed_schedulers(self.pipeline, setting.scheduler, setting.text_scheduler):
             for seed in seeds:
                 kwargs = given | {"description": f"{setting.label}, seed {seed}", "batch_size": self.batch_size}
                 samples = sample(self.pipeline, len(self.pairs), seed, **kwargs, **setting.call)
@@ -413,7 +380,7 @@ def _run_direction(
     results, left_out = [bench.run(base, seeds)], []
     for setting in tqdm(variations, desc=f"Settings of {direction.replace('_', ' ')}"):
         try:
-            with changed_schedulers(bench.pipeline, setting):
+            with changed_schedulers(bench.pipeline, setting.scheduler, setting.text_scheduler):
                 pass
         except ValueError as error:  # a scheduler that knows less, or a combination that it does not allow
             left_out.append((setting, str(error)))

@@ -108,7 +108,10 @@ def test_settings_know_whether_they_are_guided_and_remask(tiny_pipeline):
 def test_schedulers_are_changed_for_a_while_only(tiny_pipeline):
     own = tiny_pipeline.scheduler, tiny_pipeline.text_scheduler
     setting = Setting("text_to_image", "order", "random order", CALL, scheduler={"order": "random"})
-    with pytest.raises(RuntimeError, match="on the way"), changed_schedulers(tiny_pipeline, setting):
+    with (
+        pytest.raises(RuntimeError, match="on the way"),
+        changed_schedulers(tiny_pipeline, setting.scheduler, setting.text_scheduler),
+    ):
         assert tiny_pipeline.scheduler.config.order == "random"
         assert tiny_pipeline.text_scheduler.config.order == "confidence"
         assert tiny_pipeline.scheduler.config.temperature == own[0].config.temperature
@@ -120,7 +123,10 @@ def test_schedulers_are_changed_for_a_while_only(tiny_pipeline):
 def test_a_scheduler_that_cannot_be_changed_so_is_left_as_it_was(tiny_pipeline, changes):
     own = tiny_pipeline.scheduler
     setting = Setting("text_to_image", "order", "?", CALL, scheduler=changes)
-    with pytest.raises(ValueError, match="no_such_thing|no such order"), changed_schedulers(tiny_pipeline, setting):
+    with (
+        pytest.raises(ValueError, match="no_such_thing|no such order"),
+        changed_schedulers(tiny_pipeline, setting.scheduler, setting.text_scheduler),
+    ):
         pass
     assert tiny_pipeline.scheduler is own
 

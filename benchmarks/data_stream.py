@@ -38,6 +38,7 @@ from hf_vqdit import MultimodalVQVAE
 from hf_vqdit.data import (
     CodesDataset,
     PairDataset,
+    PairReader,
     PairStream,
     RecordCounts,
     ResumableBatchSampler,
@@ -80,7 +81,7 @@ def measure(quick: bool = False) -> list[Row]:
         splits, tokenizer = make_pairs(size, Path(folder, "pictures"), Path(folder, "cache"))
         pairs, shards, codes = splits["train"], Path(folder, "shards"), Path(folder, "codes")
         write_shards(splits, shards)
-        own_pairs = PairDataset(pairs, tokenizer, size.resolution)
+        own_pairs = PairDataset(pairs, PairReader(tokenizer, size.resolution))
         write_codes(codes, make_vqvae(tokenizer), own_pairs, batch_size=32, records=RecordCounts())
         num_batches = len(pairs) // size.batch_size  # of an epoch
         for num_workers in (0, 1):
@@ -136,7 +137,9 @@ def picture_streams(
     transformed = with_transform(size, pairs, tokenizer)
 
     def open_own() -> Iterator[dict]:
-        return own_batches(size, PairDataset(pairs, tokenizer, size.resolution), collate_pairs, num_workers)
+        return own_batches(
+            size, PairDataset(pairs, PairReader(tokenizer, size.resolution)), collate_pairs, num_workers
+        )
 
     return {OURS: open_own, WITH_TRANSFORM: lambda: peer_batches(size, transformed, num_workers)}
 
@@ -145,9 +148,8 @@ def shard_streams(size: Size, folder: Path, tokenizer: PreTrainedTokenizerBase, 
     """Pictures and token ids, from parquet files that are read as they come."""
     own = PairStream(
         load_pairs(train_data_dir=str(folder), streaming=True)["train"],
-        tokenizer,
-        size.resolution,
-        shuffle_buffer_size=size.shuffle_buffer_size,
+        PairReader(tokenizer, size.resolution),
+        size.shuffle_buffer_size,
     )
     streamed = with_map(size, folder, tokenizer)
     return {

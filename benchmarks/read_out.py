@@ -18,7 +18,7 @@ from datasets import Dataset
 from diffusers import DiffusionPipeline
 
 import hf_vqdit
-from hf_vqdit.data import PairDataset, collate_pairs, load_pairs
+from hf_vqdit.data import PairDataset, PairReader, collate_pairs, load_pairs
 from hf_vqdit.evaluation.metrics import read_captions, share_equal
 from hf_vqdit.evaluation.sampling import HeldOutPairs, read_held_out, sample
 from hf_vqdit.training.arguments import TrainVQVAEArguments, parse_arguments
@@ -59,7 +59,7 @@ def with_transitions(pipeline: DiffusionPipeline, pairs: Dataset, resolution: in
     vqvae = pipeline.vqvae
     if vqvae.config.text_transition_rank is not None:
         return vqvae
-    dataset = PairDataset(pairs, pipeline.tokenizer, resolution)
+    dataset = PairDataset(pairs, PairReader(pipeline.tokenizer, resolution))
     keys = [(0, index) for index in range(min(NUM_BIGRAM_PAIRS, len(dataset)))]
     other = hf_vqdit.MultimodalVQVAE.from_config(vqvae.config, text_transition_rank=RANK).eval().requires_grad_(False)
     other.load_state_dict(vqvae.state_dict(), strict=False)

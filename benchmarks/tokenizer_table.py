@@ -201,10 +201,7 @@ def measure(folder: Path, settings: TrainVQVAEArguments) -> dict[str, float]:
     vqvae = MultimodalVQVAE.from_pretrained(folder, subfolder="vqvae").eval().requires_grad_(False)
     tokenizer = load_caption_tokenizer(folder, subfolder="tokenizer")
     pairs = load_pairs(**settings.pairs)
-    held_out, known = (
-        PairDataset(pairs[split], tokenizer, settings.resolution, settings.center_crop, seed=settings.seed)
-        for split in ("validation", "train")
-    )
+    held_out, known = (PairDataset(pairs[split], settings.reader(tokenizer)) for split in ("validation", "train"))
     batches = list(read_batches(held_out, NUM_PAIRS))
     figures = tokenizer_figures(vqvae, batches, tokenizer.pad_token_id)
     pixel_values = torch.cat([batch["pixel_values"] for batch in batches])

@@ -35,10 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     vqvae = vqvae.to(PartialState().device).eval()
 
     records = RecordCounts(args.max_bad_fraction)
-    crop = (args.resolution, args.center_crop, args.random_flip)
-    datasets = {
-        split: PairDataset(pairs, tokenizer, *crop, args.seed) for split, pairs in load_pairs(**args.pairs).items()
-    }
+    reader = args.reader(tokenizer, augment=True)  # `write_codes` refuses what is drawn anew each epoch
+    datasets = {split: PairDataset(pairs, reader) for split, pairs in load_pairs(**args.pairs).items()}
     check_tokenizer(vqvae, datasets["validation"], args.tokenizer_floors)
     for split, dataset in datasets.items():
         folder = Path(args.output_dir) / split

@@ -60,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The pairs as training reads them
     splits = load_pairs(**args.pairs)
     tokenizer = make_tokenizer(args, splits["train"])
-    crop = (args.resolution, args.center_crop)
-    train_set = open_pairs(splits["train"], tokenizer, *crop, args.random_flip, args.seed, args.shuffle_buffer_size)
+    train_set = open_pairs(splits["train"], args.reader(tokenizer, augment=True), args.shuffle_buffer_size)
     batch = first_batch(args, train_set)
 
     # What is in them

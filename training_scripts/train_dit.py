@@ -209,9 +209,8 @@ def open_data(
         return train_set, validation_set, collate_codes
     with run.accelerator.main_process_first():
         pairs = load_pairs(**args.pairs)
-    crop = (args.resolution, args.center_crop)
-    train_set = open_pairs(pairs["train"], tokenizer, *crop, args.random_flip, args.seed, args.shuffle_buffer_size)
-    return train_set, PairDataset(pairs["validation"], tokenizer, *crop, seed=args.seed), collate_pairs
+    train_set = open_pairs(pairs["train"], args.reader(tokenizer, augment=True), args.shuffle_buffer_size)
+    return train_set, PairDataset(pairs["validation"], args.reader(tokenizer)), collate_pairs
 
 
 def make_model(

@@ -53,9 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with accelerator.main_process_first():
         pairs = load_pairs(**args.pairs)
     tokenizer = make_tokenizer(args, run, pairs["train"])
-    crop = (args.resolution, args.center_crop)
-    train_set = open_pairs(pairs["train"], tokenizer, *crop, args.random_flip, args.seed, args.shuffle_buffer_size)
-    validation_set = PairDataset(pairs["validation"], tokenizer, *crop, seed=args.seed)
+    train_set = open_pairs(pairs["train"], args.reader(tokenizer, augment=True), args.shuffle_buffer_size)
+    validation_set = PairDataset(pairs["validation"], args.reader(tokenizer))
     batches = run.batches(train_set, collate_pairs)
 
     # Model, optimizer, codebooks, averaged weights

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from datasets import Dataset, load_from_disk
 from torch.utils.data import Sampler
-from transformers import PreTrainedTokenizerBase
 
 from .columns import PAIR_FEATURES
 from .reader import Pair, PairReader, RowKey, choose_caption, keyed_bits
@@ -36,33 +35,19 @@ class PairDataset(torch.utils.data.Dataset):
 
     Args:
         pairs (`datasets.Dataset`): A split of [`load_pairs`]; the columns `key` and `flaws` may be left out.
-        tokenizer (`PreTrainedTokenizerBase`): Its `model_max_length` is the text context S.
-        resolution (`int`): Side of the pictures in pixels.
-        center_crop (`bool`, defaults to `True`): Whether the square is cut from the middle; else from the upper left.
-        random_flip (`bool`, defaults to `False`): Whether half of the pictures, drawn anew each epoch, are mirrored,
-            but for those whose captions speak of left and right.
-        seed (`int`, defaults to 0): Seed of the flips and of which caption is drawn.
+        reader ([`PairReader`]): How they are read.
 
     Raises:
-        ValueError: If `resolution` is below 1 or `pairs` is empty; while reading, if no pair of the whole set can be
-            read.
+        ValueError: If `pairs` is empty; while reading, if no pair of the whole set can be read.
     """
 
-    def __init__(
-        self,
-        pairs: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        resolution: int,
-        center_crop: bool = True,
-        random_flip: bool = False,
-        seed: int = 0,
-    ):
+    def __init__(self, pairs: Dataset, reader: PairReader):
         if len(pairs) == 0:
             raise ValueError("`pairs` is empty. Add pairs.")
         self.pairs = pairs.select_columns([name for name in PAIR_FEATURES if name in pairs.column_names])
-        self.reader = PairReader(tokenizer, resolution, center_crop, random_flip, seed)
+        self.reader = reader
         self._kept: dict[int, _Read] = {}
-        self._max_kept = _KEPT_BYTES // (3 * resolution**2)
+        self._max_kept = _KEPT_BYTES // (3 * reader.resolution**2)
 
     def __len__(self) -> int:
         return len(self.pairs)

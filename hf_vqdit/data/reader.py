@@ -44,10 +44,12 @@ class PairReader:
         center_crop (`bool`, defaults to `True`): Whether the square is cut from the middle; else from the upper left.
         random_flip (`bool`, defaults to `False`): Whether half of the pictures, drawn anew each epoch, are mirrored,
             but for those whose captions speak of left and right.
-        seed (`int`, defaults to 0): Seed of the flips and of which caption is drawn.
+        random_shift (`float`, defaults to 0.0): Up to which part of the side pictures are moved, across and down, by
+            what is drawn anew each epoch. Where a picture was, its edge is repeated.
+        seed (`int`, defaults to 0): Seed of flips, of shifts and of which caption is drawn.
 
     Raises:
-        ValueError: If `resolution` is below 1.
+        ValueError: If `resolution` is below 1 or `random_shift` not in [0, 1).
     """
 
     def __init__(
@@ -56,14 +58,18 @@ class PairReader:
         resolution: int,
         center_crop: bool = True,
         random_flip: bool = False,
+        random_shift: float = 0.0,
         seed: int = 0,
     ):
         if resolution < 1:
             raise ValueError(f"`resolution` must be at least 1 pixel, got {resolution}.")
+        if not 0 <= random_shift < 1:
+            raise ValueError(f"`random_shift` must be a part of the side, in [0, 1), got {random_shift}.")
         self.tokenizer = tokenizer
         self.resolution = resolution
         self.center_crop = center_crop
         self.random_flip = random_flip
+        self.max_shift = round(random_shift * resolution)
         self.seed = seed
 
     def read(self, record: dict[str, Any], index: int) -> Pair | BadRecord:
@@ -102,7 +108,7 @@ class PairReader:
             `list[dict]`: For each `pixel_values` (3, H, W) in [-1, 1], 0 all over where the picture is missing;
                 `input_ids` (S,), `has_image`, `has_text`, `truncated` (the caption lost its end) and `row`.
         """
-        pictures = np.stack([self._flip(pair, key) for pair, key in zip(pairs, keys, strict=True)])
+        pictures = np.stack([self._augment(pair, key) for pair, key in zip(pairs, keys, strict=True)])
         pixel_values = torch.from_numpy(pictures).movedim(-1, 1).contiguous() / 127.5 - 1  # (B, 3, H, W)
         captions = [self._choose(pair.captions, key) for pair, key in zip(pairs, keys, strict=True)]
         input_ids, truncated = encode_captions(self.tokenizer, captions, return_truncated=True)
@@ -119,11 +125,23 @@ class PairReader:
             for i, pair in enumerate(pairs)
         ]
 
-    def _flip(self, pair: Pair, key: RowKey) -> np.ndarray:
+    @property
+    def augments(self) -> bool:
+        """Whether a picture may differ from epoch to epoch."""
+        return self.random_flip or self.max_shift > 0
+
+    def _augment(self, pair: Pair, key: RowKey) -> np.ndarray:
         if pair.picture is None:
             return np.zeros((self.resolution, self.resolution, 3), dtype=np.uint8)
-        is_drawn = self.random_flip and keyed_bits("flip", self.seed, key.epoch, key.index) % 2
-        return pair.picture[:, ::-1] if is_drawn and not names_sides(pair.captions) else pair.picture
+        picture = pair.picture
+        if self.random_flip and keyed_bits("flip", self.seed, key.epoch, key.index) % 2:
+            picture = picture if names_sides(pair.captions) else picture[:, ::-1]
+        for axis in range(2 if self.max_shift else 0):
+            bits = keyed_bits("shift", self.seed, key.epoch, key.index, axis)
+            shift = bits % (2 * self.max_shift + 1) - self.max_shift
+            pixels = np.arange(self.resolution) - shift
+            picture = picture.take(pixels.clip(0, self.resolution - 1), axis=axis)
+        return picture
 
     def _choose(self, captions: list[str], key: RowKey) -> str:
         # By the index that was asked for, also where another pair stands in: `CodesDataset` knows no other.

@@ -17,7 +17,6 @@ import torch
 from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
 
 from .loader import PairDataset, collate_pairs
 from .reader import Pair, PairReader, RowKey, keyed_bits
@@ -32,33 +31,19 @@ class PairStream:
 
     Args:
         pairs (`datasets.IterableDataset`): The split `train` of [`load_pairs`], streaming.
-        tokenizer (`PreTrainedTokenizerBase`): Its `model_max_length` is the text context S.
-        resolution (`int`): Side of the pictures in pixels.
-        center_crop (`bool`, defaults to `True`): Whether the square is cut from the middle; else from the upper left.
-        random_flip (`bool`, defaults to `False`): Whether half of the pictures, drawn anew each epoch, are mirrored,
-            but for those whose captions speak of left and right.
-        seed (`int`, defaults to 0): Seed of the order, the flips and of which caption is drawn.
+        reader ([`PairReader`]): How they are read; its seed is that of the order too.
         shuffle_buffer_size (`int`, defaults to 1000): Records, still encoded, among which the next one is drawn. They
             are in memory and in every checkpoint.
 
     Raises:
-        ValueError: If `resolution` or `shuffle_buffer_size` is below 1.
+        ValueError: If `shuffle_buffer_size` is below 1.
     """
 
-    def __init__(
-        self,
-        pairs: IterableDataset,
-        tokenizer: PreTrainedTokenizerBase,
-        resolution: int,
-        center_crop: bool = True,
-        random_flip: bool = False,
-        seed: int = 0,
-        shuffle_buffer_size: int = 1000,
-    ):
+    def __init__(self, pairs: IterableDataset, reader: PairReader, shuffle_buffer_size: int = 1000):
         if shuffle_buffer_size < 1:
             raise ValueError(f"`shuffle_buffer_size` must be at least 1, got {shuffle_buffer_size}.")
         self.pairs = pairs
-        self.reader = PairReader(tokenizer, resolution, center_crop, random_flip, seed)
+        self.reader = reader
         self.shuffle_buffer_size = shuffle_buffer_size
 
     def first_items(self, num_items: int) -> Iterator[dict[str, Any]]:
@@ -275,15 +260,9 @@ def _item(batch: dict[str, Any], row: int) -> dict[str, Any]:
 
 
 def open_pairs(
-    pairs: Dataset | IterableDataset,
-    tokenizer: PreTrainedTokenizerBase,
-    resolution: int,
-    center_crop: bool = True,
-    random_flip: bool = False,
-    seed: int = 0,
-    shuffle_buffer_size: int = 1000,
+    pairs: Dataset | IterableDataset, reader: PairReader, shuffle_buffer_size: int = 1000
 ) -> PairDataset | PairStream:
     """The pairs to train on: a [`PairStream`] if they are streamed, else a [`PairDataset`], with their arguments."""
     if isinstance(pairs, IterableDataset):
-        return PairStream(pairs, tokenizer, resolution, center_crop, random_flip, seed, shuffle_buffer_size)
-    return PairDataset(pairs, tokenizer, resolution, center_crop, random_flip, seed)
+        return PairStream(pairs, reader, shuffle_buffer_size)
+    return PairDataset(pairs, reader)

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hf_vqdit.data import PairDataset, choose_caption, collate_pairs
+from hf_vqdit.data import PairDataset, PairReader, choose_caption, collate_pairs
 from hf_vqdit.data.shapes import ATTRIBUTE_WORDS, Scene, scene_from_facts
 
 # The words of a shapes caption that tell a fact: "left" of "to the left of", but not "to the" and "of".
@@ -84,7 +84,7 @@ def read_held_out(
     Raises:
         ValueError: If no pair is left.
     """
-    dataset = PairDataset(pairs, tokenizer, resolution, center_crop, seed=seed)
+    dataset = PairDataset(pairs, PairReader(tokenizer, resolution, center_crop, seed=seed))
     # Data sets come in alphabetical and other orders: the first pairs shall stand for all of them.
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:max_pairs].tolist()
     batch = collate_pairs(dataset.__getitems__([(0, index, index) for index in order]))

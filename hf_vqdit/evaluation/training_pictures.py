@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hf_vqdit.data import PairDataset, collate_pairs
+from hf_vqdit.data import PairDataset, PairReader, collate_pairs
 from hf_vqdit.data.workers import outlast_signals
 
 from .features import extract_features, shrink, to_bytes, train_own_features
@@ -89,7 +89,7 @@ def read_training_pictures(
         rows = iter(pairs.take(max_pictures))
         chunks = iter(lambda: [*islice(rows, 1000)], [])  # one table of bytes holds 2 GiB at most
         pairs = concatenate_datasets([Dataset.from_list(chunk, features=pairs.features) for chunk in chunks])
-    dataset = PairDataset(pairs, tokenizer, resolution, center_crop, seed=seed)
+    dataset = PairDataset(pairs, PairReader(tokenizer, resolution, center_crop, seed=seed))
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:max_pictures]
     rows, thumbnails, features = [], [], []
     batches = [[(0, row, row) for row in some.tolist()] for some in order.split(batch_size)]

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_vqdit.data import load_pairs
+from transformers import PreTrainedTokenizerBase
+
+from hf_vqdit.data import PairReader, load_pairs
 
 from .tokenizer_check import TOKENIZER_FLOORS
 
@@ -97,6 +99,10 @@ class DataArguments:
     random_flip: bool = field(
         default=False, metadata=about("Mirror half of the pictures whose captions do not speak of left and right.")
     )
+    random_shift: float = field(
+        default=0.0,
+        metadata=about("Move pictures at random by up to this part of their side; their edge is repeated."),
+    )
     max_bad_fraction: float = field(
         default=0.1,
         metadata=about("End the run if more than this part of the records read, 100 at least, is bad, beyond chance."),
@@ -111,6 +117,11 @@ class DataArguments:
     def pairs(self) -> dict[str, Any]:
         """The settings that `load_pairs` takes."""
         return {name: getattr(self, name) for name in inspect.signature(load_pairs).parameters}
+
+    def reader(self, tokenizer: PreTrainedTokenizerBase, augment: bool = False) -> PairReader:
+        """How pairs are read; with what is drawn at random for pictures to train on, or as all others are."""
+        random = (self.random_flip, self.random_shift) if augment else (False, 0.0)
+        return PairReader(tokenizer, self.resolution, self.center_crop, *random, seed=self.seed)
 
 
 @dataclass(kw_only=True)

@@ -53,17 +53,18 @@ def write_codes(
     Args:
         folder (`str` or `Path`): Where to write.
         vqvae (`MultimodalVQVAE`): The tokenizer.
-        dataset (`PairDataset`): The pairs; without random flips, since each picture is encoded once.
+        dataset (`PairDataset`): The pairs; without augmentation, since each picture is encoded once.
         batch_size (`int`): Pairs at a time.
         records (`RecordCounts`): Where the records are counted.
         num_workers (`int`, defaults to 0): Processes that decode pictures.
 
     Raises:
-        ValueError: If the data set mirrors pictures at random, or too many records are bad.
+        ValueError: If the data set augments pictures, or too many records are bad.
     """
-    if dataset.reader.random_flip:
+    if dataset.reader.augments:
         raise ValueError(
-            "`random_flip` needs pictures encoded on the fly: each is encoded once here. Leave one of the two."
+            "`random_flip` and `random_shift` need pictures encoded on the fly: each is encoded once "
+            "here. Leave them out, or train without `codes_dir`."
         )
     features = Features(
         image_codes=List(List(Value("int32"))),

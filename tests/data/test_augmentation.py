@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from hf_vqdit.data import PairDataset, RowKey, train_caption_tokenizer
+from hf_vqdit.data import PairDataset, PairReader, RowKey, train_caption_tokenizer
 from hf_vqdit.data.augmentation import names_sides
 from hf_vqdit.data.shapes import all_scenes, describe
 
@@ -67,7 +67,7 @@ def test_pictures_are_mirrored_half_the_time_unless_a_caption_names_sides():
     features = Features({"image": Image(decode=False), "caption": List(Value("string"))})
     pairs = Dataset.from_dict(columns, features=features)
     tokenizer = train_caption_tokenizer([text for own in captions for text in own], vocab_size=300, model_max_length=8)
-    dataset = PairDataset(pairs, tokenizer, resolution=8, random_flip=True, seed=0)
+    dataset = PairDataset(pairs, PairReader(tokenizer, resolution=8, random_flip=True, seed=0))
     is_mirrored = torch.tensor(
         [
             [bool(dataset[RowKey(epoch, index)]["pixel_values"][0, 0, 0] < 0) for index in (0, 1)]

@@ -64,10 +64,10 @@ def read(source: dict, streaming: bool, num_held_out: int = 1, **settings) -> tu
     splits = load_pairs(streaming=streaming, num_held_out_samples=num_held_out, **source, **settings)
     counts, items = RecordCounts(max_bad_fraction=1.0), []
     if streaming:
-        items = list(open_pairs(splits["train"], TOKENIZER, SIDE).first_items(1000))
+        items = list(open_pairs(splits["train"], PairReader(TOKENIZER, SIDE)).first_items(1000))
     else:
         for split in splits.values():
-            dataset = PairDataset(split, TOKENIZER, SIDE)
+            dataset = PairDataset(split, PairReader(TOKENIZER, SIDE))
             items += [dataset[0, i, i] for i in range(len(dataset))]
     for item in items:
         counts.add(collate_pairs([item]))
@@ -138,7 +138,7 @@ def test_a_batch_of_a_stream_is_whole_however_many_of_its_records_are_bad(tmp_pa
     source = FORMS["tars"](tmp_path / "pairs", [(picture, b"a caption") for picture in pictures])
     splits = load_pairs(streaming=True, num_held_out_samples=1, cache_dir=str(tmp_path / "cache"), **source)
     counts = RecordCounts(max_bad_fraction=1.0)
-    for batch in islice(open_pairs(splits["train"], TOKENIZER, SIDE, shuffle_buffer_size=3).batches(7), 4):
+    for batch in islice(open_pairs(splits["train"], PairReader(TOKENIZER, SIDE), shuffle_buffer_size=3).batches(7), 4):
         assert len(batch["row"]) == 7 and batch["has_image"].all()
         counts.add(batch)
     assert counts.report()["bad"] / counts.report()["read"] == pytest.approx(0.8, abs=0.05)
@@ -179,7 +179,7 @@ def test_an_epoch_counts_the_records_that_an_inspection_counts(neighbours, num_p
                 len(pairs), 20 // num_processes, num_processes, process, start_step=first_step, max_train_steps=10
             )
             loader = DataLoader(
-                PairDataset(pairs, TOKENIZER, SIDE),
+                PairDataset(pairs, PairReader(TOKENIZER, SIDE)),
                 batch_sampler=sampler,
                 collate_fn=collate_pairs,
                 num_workers=num_workers,
@@ -199,7 +199,7 @@ def test_an_epoch_counts_the_records_that_an_inspection_counts(neighbours, num_p
 
 def test_one_batch_among_bad_neighbours_ends_no_run(neighbours):
     pairs, _ = neighbours
-    dataset, counts = PairDataset(pairs, TOKENIZER, SIDE), RecordCounts(max_bad_fraction=0.2)
+    dataset, counts = PairDataset(pairs, PairReader(TOKENIZER, SIDE)), RecordCounts(max_bad_fraction=0.2)
     counts.add(collate_pairs(dataset.__getitems__([(0, index) for index in range(0, 200, 2)])))
     assert counts.totals["read"] == 100 and counts.totals["bad"] == 10
 

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from datasets import Dataset, Features, Image, List, Value
 from pair_files import draw_pixels, encode
 from torch.utils.data import DataLoader
@@ -16,6 +17,7 @@ from hf_vqdit.data.captions import encode_captions, train_caption_tokenizer
 from hf_vqdit.data.loader import (
     CodesDataset,
     PairDataset,
+    PairReader,
     ResumableBatchSampler,
     choose_caption,
     collate_codes,
@@ -138,7 +140,7 @@ def test_each_caption_is_equally_likely_and_drawn_anew_each_epoch():
 
 
 def test_the_caption_drawn_is_the_caption_read(tokenizer, pairs):
-    dataset = PairDataset(pairs, tokenizer, 16, seed=3)
+    dataset = PairDataset(pairs, PairReader(tokenizer, 16, seed=3))
     for epoch, index in itertools.product(range(5), (0, 1, 2)):
         caption = pairs[index]["caption"][choose_caption(3, epoch, index, 3)]
         assert dataset[epoch, index]["input_ids"].tolist() == encode_captions(tokenizer, [caption])[0].tolist()
@@ -146,7 +148,7 @@ def test_the_caption_drawn_is_the_caption_read(tokenizer, pairs):
 
 def test_half_of_the_pictures_are_mirrored_anew_each_epoch(tokenizer):
     pairs = as_pairs([encoded(draw_pixels(i)) for i in range(20)])
-    plain, flipping = PairDataset(pairs, tokenizer, 16), PairDataset(pairs, tokenizer, 16, random_flip=True)
+    plain, flipping = (PairDataset(pairs, PairReader(tokenizer, 16, random_flip=flip)) for flip in (False, True))
     flips = []
     for epoch, index in itertools.product(range(20), range(20)):
         expected, found = plain[epoch, index]["pixel_values"], flipping[epoch, index]["pixel_values"]
@@ -156,20 +158,32 @@ def test_half_of_the_pictures_are_mirrored_anew_each_epoch(tokenizer):
     assert flips[:20] != flips[20:40]
 
 
+def test_pictures_are_moved_anew_each_epoch_by_up_to_a_part_of_their_side(tokenizer):
+    pairs = as_pairs([encoded(draw_pixels(0))])
+    plain, moving = (PairDataset(pairs, PairReader(tokenizer, 16, random_shift=shift)) for shift in (0.0, 0.13))
+    padded = F.pad(plain[0, 0]["pixel_values"], (2, 2, 2, 2), mode="replicate")  # 0.13 * 16 pixels are 2
+    windows = [padded[:, top : top + 16, left : left + 16] for top in range(5) for left in range(5)]
+    drawn = Counter(
+        next(place for place, window in enumerate(windows) if torch.equal(window, moving[epoch, 0]["pixel_values"]))
+        for epoch in range(500)
+    )
+    assert len(drawn) == 25 and max(drawn.values()) < 45  # 20 each, give or take 4.4
+
+
 # What is missing and what is broken
 
 
 def test_pixels_lie_between_minus_one_and_one(tokenizer):
     pixels = draw_pixels(0)
     pixels[0, 0], pixels[0, 1] = 0, 255
-    found = PairDataset(as_pairs([encoded(pixels)]), tokenizer, 16)[0, 0]["pixel_values"]
+    found = PairDataset(as_pairs([encoded(pixels)]), PairReader(tokenizer, 16))[0, 0]["pixel_values"]
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.permute(1, 2, 0), pixels.astype(np.float64) / 127.5 - 1, atol=1e-6)
     assert (found[:, 0, 0] == -1).all() and (found[:, 0, 1] == 1).all()
 
 
 def test_the_next_good_pair_takes_the_place_of_a_broken_one(tokenizer, pairs):
-    dataset = PairDataset(pairs, tokenizer, 16)
+    dataset = PairDataset(pairs, PairReader(tokenizer, 16))
     for index, stand_in, name in (
         (4, 6, "row 4 (four.png)"),
         (5, 6, "row 5 (five.png)"),
@@ -183,7 +197,7 @@ def test_the_next_good_pair_takes_the_place_of_a_broken_one(tokenizer, pairs):
 
 
 def test_what_was_left_out_is_told_in_the_batch(tokenizer, pairs):
-    dataset = PairDataset(pairs, tokenizer, 16)
+    dataset = PairDataset(pairs, PairReader(tokenizer, 16))
     batch = collate_pairs([dataset[0, index] for index in (0, 4, 11, 5)])
     assert [(bad.key, bad.kind) for bad in batch["bad_records"]] == [
         ("row 4 (four.png)", "picture_unreadable"),
@@ -194,7 +208,9 @@ def test_what_was_left_out_is_told_in_the_batch(tokenizer, pairs):
 
 
 def test_a_set_in_which_nothing_can_be_read_is_refused(tokenizer):
-    dataset = PairDataset(as_pairs([{"bytes": b"garbage", "path": f"{i}.png"} for i in range(3)]), tokenizer, 16)
+    dataset = PairDataset(
+        as_pairs([{"bytes": b"garbage", "path": f"{i}.png"} for i in range(3)]), PairReader(tokenizer, 16)
+    )
     with pytest.raises(
         ValueError, match="None of the 3 pairs can be read; the first one: .*1.png.*picture_unreadable.*Unidentified"
     ):
@@ -210,14 +226,14 @@ def test_no_damage_to_a_file_stops_a_run(tokenizer, file_format):
         data = bytearray(whole["bytes"])
         data[rng.integers(len(data))] = rng.integers(256)
         damaged += [{"bytes": bytes(data[: rng.integers(1, len(data) + 1)]), "path": None}]
-    dataset = PairDataset(as_pairs([*damaged, whole]), tokenizer, 16)
+    dataset = PairDataset(as_pairs([*damaged, whole]), PairReader(tokenizer, 16))
     items = dataset.__getitems__([(0, index) for index in range(len(dataset))])
     assert all(torch.isfinite(item["pixel_values"]).all() for item in items)
     assert any(item["bad_records"] for item in items)
 
 
 def test_a_missing_caption_is_eos_and_padding(tokenizer):
-    item = PairDataset(as_pairs([encoded(draw_pixels(0))], [[]]), tokenizer, 16)[0, 0]
+    item = PairDataset(as_pairs([encoded(draw_pixels(0))], [[]]), PairReader(tokenizer, 16))[0, 0]
     assert (item["has_image"], item["has_text"]) == (True, False)
     assert item["input_ids"].tolist() == [tokenizer.eos_token_id] + [tokenizer.pad_token_id] * 7
 
@@ -227,7 +243,7 @@ def test_a_missing_picture_is_blank(tokenizer, missing):
     bytes_and_path = {"bytes": Value("binary"), "path": Value("string")}
     columns = {"image": [missing, encoded(draw_pixels(0))], "caption": [["one"], ["two"]]}
     pairs = Dataset.from_dict(columns, Features({"image": bytes_and_path, "caption": List(Value("string"))}))
-    dataset = PairDataset(pairs.cast_column("image", Image(decode=False)), tokenizer, 16)
+    dataset = PairDataset(pairs.cast_column("image", Image(decode=False)), PairReader(tokenizer, 16))
     item = dataset[0, 0]
     assert (item["has_image"], item["has_text"], item["bad_records"]) == (False, True, [])
     assert torch.equal(item["pixel_values"], torch.zeros(3, 16, 16))
@@ -236,24 +252,34 @@ def test_a_missing_picture_is_blank(tokenizer, missing):
 
 
 def test_a_pair_of_nothing_is_skipped(tokenizer):
-    item = PairDataset(as_pairs([None, encoded(draw_pixels(0))], [[], []]), tokenizer, 16)[0, 0]
+    item = PairDataset(as_pairs([None, encoded(draw_pixels(0))], [[], []]), PairReader(tokenizer, 16))[0, 0]
     assert item["index"] == 1
     assert item["bad_records"] == [("row 0", "record_empty", "no picture; no caption")]
 
 
 def test_a_caption_beyond_the_context_is_truncated_and_told(tokenizer):
-    dataset = PairDataset(as_pairs([encoded(draw_pixels(0))] * 2, [["caption " * 20], ["caption"]]), tokenizer, 16)
+    dataset = PairDataset(
+        as_pairs([encoded(draw_pixels(0))] * 2, [["caption " * 20], ["caption"]]), PairReader(tokenizer, 16)
+    )
     batch = collate_pairs([dataset[0, 0], dataset[0, 1]])
     assert batch["truncated"].tolist() == [True, False]
     assert batch["input_ids"][0, -1] == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize(
-    ("num_pairs", "resolution", "message"), [(0, 16, "`pairs` is empty"), (1, 0, "`resolution` .* got 0")]
+    ("num_pairs", "resolution", "shift", "message"),
+    [
+        (0, 16, 0.0, "`pairs` is empty"),
+        (1, 0, 0.0, "`resolution` .* got 0"),
+        (1, 16, 1.0, "`random_shift` .* got 1.0"),
+        (1, 16, -0.1, "`random_shift` .* got -0.1"),
+    ],
 )
-def test_a_dataset_that_makes_no_sense_is_refused(tokenizer, num_pairs, resolution, message):
+def test_a_dataset_that_makes_no_sense_is_refused(tokenizer, num_pairs, resolution, shift, message):
     with pytest.raises(ValueError, match=message):
-        PairDataset(as_pairs([encoded(draw_pixels(0))] * num_pairs), tokenizer, resolution)
+        PairDataset(
+            as_pairs([encoded(draw_pixels(0))] * num_pairs), PairReader(tokenizer, resolution, random_shift=shift)
+        )
 
 
 # Batches
@@ -266,7 +292,7 @@ def assert_equal_batches(first: dict, second: dict):
 
 
 def test_a_batch_holds_what_the_borders_say(tokenizer, pairs):
-    batch = collate_pairs(PairDataset(pairs, tokenizer, 16).__getitems__([(0, 3, 8), (1, 0, 9)]))
+    batch = collate_pairs(PairDataset(pairs, PairReader(tokenizer, 16)).__getitems__([(0, 3, 8), (1, 0, 9)]))
     expected = {
         "pixel_values": (torch.float32, (2, 3, 16, 16)),
         "input_ids": (torch.int64, (2, 8)),
@@ -282,25 +308,27 @@ def test_a_batch_holds_what_the_borders_say(tokenizer, pairs):
 
 
 def test_an_item_does_not_depend_on_what_else_is_in_its_batch(tokenizer, pairs):
-    dataset = PairDataset(pairs, tokenizer, 16, random_flip=True)
+    dataset = PairDataset(pairs, PairReader(tokenizer, 16, random_flip=True))
     keys = [(2, index, row) for row, index in enumerate((0, 4, 7, 11, 2))]
     together = collate_pairs(dataset.__getitems__(keys))
     assert_equal_batches(together, collate_pairs([dataset[key] for key in keys]))
 
 
 def test_a_pair_is_the_same_when_it_is_read_again(tokenizer, pairs):
-    dataset = PairDataset(pairs, tokenizer, 16, random_flip=True)
+    dataset = PairDataset(pairs, PairReader(tokenizer, 16, random_flip=True))
     keys = [(0, 4), (0, 0), (0, 0), (0, 6), (0, 4)]
     first, second = (collate_pairs(dataset.__getitems__(keys)) for _ in range(2))
     assert_equal_batches(first, second)
-    assert_equal_batches(first, collate_pairs(PairDataset(pairs, tokenizer, 16, random_flip=True).__getitems__(keys)))
+    assert_equal_batches(
+        first, collate_pairs(PairDataset(pairs, PairReader(tokenizer, 16, random_flip=True)).__getitems__(keys))
+    )
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_resumed_loader_gives_the_same_batches(tokenizer, pairs, num_workers):
     def batches(start_step: int, num_workers: int) -> list[dict]:
         sampler = ResumableBatchSampler(len(pairs), 5, start_step=start_step, max_train_steps=6)
-        dataset = PairDataset(pairs, tokenizer, 16, random_flip=True)
+        dataset = PairDataset(pairs, PairReader(tokenizer, 16, random_flip=True))
         return list(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate_pairs, num_workers=num_workers))
 
     whole, resumed = batches(0, num_workers=0), batches(4, num_workers)
@@ -340,7 +368,7 @@ def test_codes_come_back_as_they_were_written(tmp_path):
 
 
 def test_codes_are_read_with_the_caption_that_the_pairs_would_have_had(tokenizer, pairs, tmp_path):
-    dataset = PairDataset(pairs, tokenizer, 16, seed=9)
+    dataset = PairDataset(pairs, PairReader(tokenizer, 16, seed=9))
     read = [pairs[dataset[0, index]["index"]]["caption"] for index in range(len(pairs))]  # broken rows have a stand-in
     write_codes(tmp_path, [encode_captions(tokenizer, captions).numpy()[..., None] for captions in read])
     codes = CodesDataset(tmp_path, seed=9)

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from pair_files import FORMS, draw_pixels, encode, write_parquet
 
-from hf_vqdit.data import PairDataset, PairStream, load_pairs, open_pairs, train_caption_tokenizer
+from hf_vqdit.data import PairDataset, PairReader, PairStream, load_pairs, open_pairs, train_caption_tokenizer
 
 NUM_PAIRS, NUM_HELD_OUT = 26, 4
 BAD = {5, 11, 12, 20}
@@ -44,7 +44,9 @@ def shards(tmp_path_factory) -> Path:
 def open_stream(source: Path, shuffle_buffer_size: int = 7, seed: int = 3, **settings) -> PairStream:
     settings = {"num_held_out_samples": NUM_HELD_OUT, "cache_dir": str(source.parent / "cache"), **settings}
     train = load_pairs(train_data_dir=str(source), streaming=True, **settings)["train"]
-    return open_pairs(train, TOKENIZER, 8, random_flip=True, seed=seed, shuffle_buffer_size=shuffle_buffer_size)
+    return open_pairs(
+        train, PairReader(TOKENIZER, 8, random_flip=True, seed=seed), shuffle_buffer_size=shuffle_buffer_size
+    )
 
 
 def numbers(batches) -> list[int]:
@@ -213,13 +215,13 @@ def test_the_first_pairs_are_held_out_and_training_has_the_rest(form, sources, t
     splits = load_pairs(train_data_dir=str(sources[form]), streaming=True, **settings)
     assert [row["caption"] for row in splits["validation"]] == [["number 0"], ["number 1"], ["number 2"]]
     assert [row["caption"][0] for row in splits["train"]] == [f"number {i}" for i in range(3, 8)]
-    PairDataset(splits["validation"], TOKENIZER, 8)[0, 0]  # what is held out is in memory
+    PairDataset(splits["validation"], PairReader(TOKENIZER, 8))[0, 0]  # what is held out is in memory
 
 
 def test_the_first_items_are_the_first_good_pairs_as_a_data_set_gives_them(sources):
     stream = open_stream(sources["parquet"])
     items = list(stream.first_items(9))
-    dataset = PairDataset(Dataset.from_list(list(stream.pairs)), TOKENIZER, 8, random_flip=True, seed=3)
+    dataset = PairDataset(Dataset.from_list(list(stream.pairs)), PairReader(TOKENIZER, 8, random_flip=True, seed=3))
     expected = [dataset[0, number - NUM_HELD_OUT, row] for row, number in enumerate(GOOD[:9])]
     assert_equal_batches([item | {"bad_records": []} for item in items], expected)
     assert [len(item["bad_records"]) for item in items] == [0, 1, 0, 0, 0, 0, 2, 0, 0]
@@ -252,4 +254,4 @@ def test_settings_that_leave_nothing_to_train_on_are_refused(sources):
 def test_a_built_in_set_is_in_memory_anyway():
     with pytest.warns(UserWarning, match="'shapes' is built in; the `streaming` True is ignored"):
         splits = load_pairs("shapes", streaming=True, num_train_rows=4)
-    assert isinstance(open_pairs(splits["train"], TOKENIZER, 8), PairDataset)
+    assert isinstance(open_pairs(splits["train"], PairReader(TOKENIZER, 8)), PairDataset)

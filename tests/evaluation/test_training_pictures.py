@@ -3,7 +3,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
 
-from hf_vqdit.data import PairDataset, shapes_dataset
+from hf_vqdit.data import PairDataset, PairReader, shapes_dataset
 from hf_vqdit.evaluation.features import MAX_SIDE, TokenizerLatents, extract_features, shrink, to_bytes
 from hf_vqdit.evaluation.training_pictures import read_training_pictures
 
@@ -17,7 +17,7 @@ def test_each_picture_has_its_own_caption_thumbnail_and_features(tiny_pipeline, 
     assert sorted(training.rows) == list(range(20)) and training.rows != sorted(training.rows)
     assert training.captions == SHAPES.select(training.rows)["caption"]
     pixel_values = training.read([*range(20)])
-    items = PairDataset(SHAPES, tokenizer, resolution).__getitems__([(0, row) for row in training.rows])
+    items = PairDataset(SHAPES, PairReader(tokenizer, resolution)).__getitems__([(0, row) for row in training.rows])
     assert torch.equal(pixel_values, torch.stack([item["pixel_values"] for item in items]))
     assert torch.equal(training.thumbnails, to_bytes(shrink(pixel_values)))
     torch.testing.assert_close(training.features, extract_features(network, pixel_values), rtol=1e-5, atol=1e-6)

@@ -12,7 +12,14 @@ from pair_files import draw_pixels, encode, write_folder
 from PIL import Image
 from script_runs import load_script, run_in_process
 
-from hf_vqdit.data import PairDataset, ResumableBatchSampler, load_pairs, open_pairs, train_caption_tokenizer
+from hf_vqdit.data import (
+    PairDataset,
+    PairReader,
+    ResumableBatchSampler,
+    load_pairs,
+    open_pairs,
+    train_caption_tokenizer,
+)
 from hf_vqdit.training.arguments import TrainVQVAEArguments
 
 NUM_SHOWN = 4
@@ -29,7 +36,7 @@ def folder(tmp_path) -> str:
 def first_training_pictures(folder: str, streaming: bool, **settings) -> list[torch.Tensor]:
     pairs = load_pairs(train_data_dir=folder, streaming=streaming, **settings)["train"]
     tokenizer = train_caption_tokenizer(["words"], vocab_size=300, model_max_length=8)
-    train_set = open_pairs(pairs, tokenizer, 32, random_flip=True, shuffle_buffer_size=4)
+    train_set = open_pairs(pairs, PairReader(tokenizer, 32, random_flip=True), shuffle_buffer_size=4)
     if isinstance(train_set, PairDataset):
         sampler = ResumableBatchSampler(len(train_set), NUM_SHOWN, max_train_steps=1)
         return [item["pixel_values"] for item in train_set.__getitems__(next(iter(sampler)))]

@@ -13,7 +13,7 @@ from diffusers.training_utils import EMAModel
 from pair_files import draw_pixels, encode
 
 from hf_vqdit import MultimodalVQVAE
-from hf_vqdit.data import PairDataset, collate_pairs, train_caption_tokenizer
+from hf_vqdit.data import PairDataset, PairReader, collate_pairs, train_caption_tokenizer
 from hf_vqdit.training.arguments import TrainVQVAEArguments
 from hf_vqdit.training.checkpoints import STATE_FILE, find_checkpoint, list_checkpoints, publish, read_state
 from hf_vqdit.training.precision import choose_precision
@@ -178,7 +178,9 @@ def pairs_of_a_run(num_bad: int) -> PairDataset:
     pictures = [{"bytes": b"bad" if i < num_bad else encode(draw_pixels(i, 8, 8)), "path": None} for i in range(8)]
     columns = {"image": pictures, "caption": [["words"]] * 8}
     tokenizer = train_caption_tokenizer(["words"], vocab_size=300, model_max_length=8)
-    return PairDataset(Dataset.from_dict(columns).cast_column("image", ImageFeature(decode=False)), tokenizer, 8)
+    return PairDataset(
+        Dataset.from_dict(columns).cast_column("image", ImageFeature(decode=False)), PairReader(tokenizer, 8)
+    )
 
 
 def test_a_record_counts_once_an_epoch_and_a_held_out_one_once_a_run(make_run):

@@ -8,7 +8,7 @@ import torch
 from script_runs import run_in_process
 
 from hf_vqdit import MultimodalVQVAE
-from hf_vqdit.data import PairDataset, load_caption_tokenizer, load_pairs
+from hf_vqdit.data import PairDataset, PairReader, load_caption_tokenizer, load_pairs
 from hf_vqdit.training.tokenizer_check import TOKENIZER_FLOORS, check_tokenizer
 
 
@@ -25,7 +25,7 @@ def vqvae(folder):
 @pytest.fixture(scope="module")
 def held_out(folder):
     pairs = load_pairs("shapes", num_train_rows=40, validation_fraction=0.5)["validation"]
-    return PairDataset(pairs, load_caption_tokenizer(folder, subfolder="tokenizer"), resolution=32)
+    return PairDataset(pairs, PairReader(load_caption_tokenizer(folder, subfolder="tokenizer"), resolution=32))
 
 
 def test_what_a_tokenizer_fails_in_is_told_with_its_remedy(vqvae, held_out):

@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -36,8 +37,10 @@ from hf_vqdit.training.arguments import TrainVQVAEArguments, parse_arguments
 from hf_vqdit.training.run import choose_precision
 
 ROOT = Path(__file__).parents[1]
+TRAIN_SCRIPT = ROOT / "training_scripts" / "train_vqvae.py"
 CONFIGS = ROOT / "training_scripts" / "configs"
 FIGURES_FILE = "figures.json"
+SECONDS_FILE = "cpu_seconds_per_step.json"
 NUM_PAIRS = 512  # held-out pairs measured, at most
 NUM_CANDIDATES = 64  # pairs among which a caption finds its picture, and the reverse
 NUM_PROBE_PAIRS = 2048
@@ -45,6 +48,7 @@ NUM_MOSAIC_PICTURES = 64  # in one large picture, to be coded by tiles
 NUM_TILE_CODES = 8  # rows and columns of codes that are kept of a tile
 NUM_JUDGE_STEPS = None  # those that make a judge
 BATCH_SIZE = 64
+TIMED_STEPS = (8, 40)  # of two runs, of whose CPU seconds the difference counts; R1 is due twice in it
 
 
 class Dataset(NamedTuple):
@@ -114,7 +118,7 @@ NOTES = """\
   captions are all right. Probe: by a linear map (ridge regression, fitted on {probe} training pairs) from the codes of
   pictures to those of captions. Embeddings: by the model's own, where it has them.
 - By argmax: the same model, read out without its transitions.
-- CPU seconds count all threads, and the start of a run.
+- CPU s a step: on one core, with all that a part trains, without the start of a run.
 """
 
 
@@ -140,38 +144,65 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed, dataset, name in itertools.product(args.seeds, args.datasets, parts):  # one seed of everything first
         run(name, dataset, seed, args)
         write_table(args.output_dir, args.table)
+    for dataset, name in itertools.product(args.datasets, parts):
+        time_steps(name, dataset, args)
+        write_table(args.output_dir, args.table)
     print(table_of(read_records(args.output_dir)))
 
 
-# One run
+# Runs
 
 
 def run(name: str, dataset: str, seed: int, args: argparse.Namespace) -> None:
     """Trains and measures one tokenizer, unless that is done."""
-    folder = args.output_dir / Path(dataset).stem / name.replace(" ", "_").replace(",", "") / f"seed-{seed}"
+    folder = folder_of(name, dataset, args) / f"seed-{seed}"
     if (folder / FIGURES_FILE).is_file():
         return
     print(f"{folder}", flush=True)
-    flags = flags_of(PARTS[name], DATASETS.get(dataset, Dataset(Path(dataset))), args)
+    flags = flags_of(PARTS[name], dataset, args)
     flags += ["--output_dir", str(folder), "--seed", str(seed)]
-    before = _child_cpu_seconds()
-    # What other work leaves of the machine changes how long a run takes, not how many CPU seconds.
-    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
-    subprocess.run([sys.executable, ROOT / "training_scripts" / "train_vqvae.py", *flags], check=True, env=environment)
-    seconds = _child_cpu_seconds() - before
+    subprocess.run([sys.executable, TRAIN_SCRIPT, *flags], check=True)
     settings = parse_arguments(TrainVQVAEArguments, "vqvae", flags)
     figures = measure(folder, settings)
-    figures["cpu_seconds_per_step"] = seconds / settings.max_train_steps
     record = {"dataset": Path(dataset).stem, "part": name, "seed": seed, "steps": settings.max_train_steps}
     record |= {"mixed_precision": args.mixed_precision, "figures": figures}
     (folder / FIGURES_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def flags_of(part: Part, dataset: Dataset, args: argparse.Namespace) -> list[str]:
-    """The command line of a run, without output and seed: settings over those of the configuration."""
+def time_steps(name: str, dataset: str, args: argparse.Namespace) -> None:
+    """Measures what a step takes on one core, unless that is done, with all that comes in only later in a run.
+
+    CPU seconds: what other work leaves of the machine changes how long a run takes, not how many of these.
+    """
+    folder = folder_of(name, dataset, args)
+    if (folder / SECONDS_FILE).is_file():
+        return
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    seconds = []
+    for steps in TIMED_STEPS:
+        with TemporaryDirectory() as output_dir:
+            flags = [*flags_of(PARTS[name], dataset, args, steps), "--output_dir", output_dir, "--report_to", "none"]
+            before = _child_cpu_seconds()
+            subprocess.run([sys.executable, TRAIN_SCRIPT, *flags], check=True, env=environment)
+            seconds.append(_child_cpu_seconds() - before)
+    step = (seconds[1] - seconds[0]) / (TIMED_STEPS[1] - TIMED_STEPS[0])
+    (folder / SECONDS_FILE).write_text(json.dumps(step) + "\n", encoding="utf-8")
+
+
+def folder_of(name: str, dataset: str, args: argparse.Namespace) -> Path:
+    """Where everything about a part goes."""
+    return args.output_dir / Path(dataset).stem / name.replace(" ", "_").replace(",", "")
+
+
+def flags_of(part: Part, dataset: str, args: argparse.Namespace, timed_steps: int | None = None) -> list[str]:
+    """The command line of a run, without output and seed: settings over those of the configuration.
+
+    Where steps are timed, what a run begins with later is there from the first step on.
+    """
+    dataset = DATASETS.get(dataset, Dataset(Path(dataset)))
     common = ["--config", str(dataset.config), *dataset.flags]
     base = parse_arguments(TrainVQVAEArguments, "vqvae", [*common, "--output_dir", "x"])
-    steps = args.max_train_steps or base.max_train_steps
+    steps = timed_steps or args.max_train_steps or base.max_train_steps
     model = dataset.model | part.model
     if model.get("shared_codebook"):  # the codebook of the pictures
         model |= {"text_codebook_size": base.model_init_kwargs["image_codebook_size"]}
@@ -181,10 +212,15 @@ def flags_of(part: Part, dataset: Dataset, args: argparse.Namespace) -> list[str
     flags += ["--checkpointing_steps", "0"]  # a run that was interrupted begins anew: its seconds are those of one run
     flags += ["--model_init_kwargs", json.dumps(model), "--loss_weights", json.dumps(part.losses)]
     if part.losses.get("image_adversarial"):
-        start = {"start_step": steps // 4, "warmup_steps": steps // 12, "ramp_steps": steps // 6, "num_layers": 2}
+        start = {"start_step": steps // 4, "warmup_steps": steps // 12, "ramp_steps": steps // 6}
+        if timed_steps:
+            start = {"start_step": 1, "warmup_steps": 1, "ramp_steps": 1}
+        start |= {"num_layers": 2}
         flags += ["--discriminator_kwargs", json.dumps(start | {"width": 32} | part.discriminator)]
     if part.losses.get("image_perceptual"):
         flags += ["--perceptual_model_name_or_path", args.perceptual_model_name_or_path]
+    if timed_steps:
+        flags += ["--quantizer_start_step", "1", "--alignment_ramp_steps", "1"]
     return flags
 
 
@@ -199,12 +235,13 @@ def _child_cpu_seconds() -> float:
 def measure(folder: Path, settings: TrainVQVAEArguments) -> dict[str, float]:
     """What held-out pairs say of a trained tokenizer."""
     vqvae = MultimodalVQVAE.from_pretrained(folder, subfolder="vqvae").eval().requires_grad_(False)
+    vqvae.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_caption_tokenizer(folder, subfolder="tokenizer")
     pairs = load_pairs(**settings.pairs)
     held_out, known = (PairDataset(pairs[split], settings.reader(tokenizer)) for split in ("validation", "train"))
-    batches = list(read_batches(held_out, NUM_PAIRS))
+    batches = list(read_batches(held_out, NUM_PAIRS, vqvae.device))
     figures = tokenizer_figures(vqvae, batches, tokenizer.pad_token_id)
-    pixel_values = torch.cat([batch["pixel_values"] for batch in batches])
+    pixel_values = torch.cat([batch["pixel_values"] for batch in batches]).cpu()
     figures["image_tiling_psnr_db"] = tiling_gain(vqvae, pixel_values)
     if settings.dataset_name == "shapes":
         truth = [parse(captions[0]) for captions in pairs["validation"][: len(pixel_values)]["caption"]]
@@ -214,7 +251,7 @@ def measure(folder: Path, settings: TrainVQVAEArguments) -> dict[str, float]:
         vqvae.text_transitions.target.zero_()  # the read-out is then the likeliest token of each position
         plain = tokenizer_figures(vqvae, batches, tokenizer.pad_token_id)
         figures["text_exact_by_argmax"] = plain["text_reconstruction_exact"]
-    probe = fit_probe(vqvae, read_batches(known, NUM_PROBE_PAIRS))
+    probe = fit_probe(vqvae, read_batches(known, NUM_PROBE_PAIRS, vqvae.device))
     found = {"retrieval_probe": [], "retrieval_embeds": []}
     for batch in batches:
         image, text = pooled_codes(vqvae, batch)
@@ -227,11 +264,12 @@ def measure(folder: Path, settings: TrainVQVAEArguments) -> dict[str, float]:
     return figures | {name: statistics.mean(values) for name, values in found.items() if values}
 
 
-def read_batches(dataset: PairDataset, num_pairs: int) -> Iterable[dict[str, Any]]:
+def read_batches(dataset: PairDataset, num_pairs: int, device: torch.device) -> Iterable[dict[str, Any]]:
     """The first pairs of a data set, in whole batches as far as they go."""
     rows = range(min(num_pairs, len(dataset)))
     for start in rows[::BATCH_SIZE]:
-        yield collate_pairs([dataset[RowKey(0, row)] for row in rows[start : start + BATCH_SIZE]])
+        batch = collate_pairs([dataset[RowKey(0, row)] for row in rows[start : start + BATCH_SIZE]])
+        yield {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
 
 
 def tiling_gain(vqvae: MultimodalVQVAE, pixel_values: torch.Tensor) -> float:
@@ -273,7 +311,7 @@ def fit_probe(vqvae: MultimodalVQVAE, batches: Iterable[dict[str, Any]], ridge: 
     """The linear map from codes of pictures to codes of captions, `(4 D + 1, G D)`, by ridge regression."""
     images, texts = zip(*(pooled_codes(vqvae, batch) for batch in batches), strict=True)
     image, text = torch.cat(images), torch.cat(texts)
-    penalty = ridge * len(image) * torch.eye(image.shape[1], dtype=image.dtype)
+    penalty = ridge * len(image) * torch.eye(image.shape[1], dtype=image.dtype, device=image.device)
     return torch.linalg.solve(image.T @ image + penalty, image.T @ text)
 
 
@@ -290,8 +328,15 @@ def retrieval_at_1(image: torch.Tensor, text: torch.Tensor, input_ids: torch.Lon
 
 
 def read_records(output_dir: Path) -> list[dict[str, Any]]:
-    """What was measured of each run of a folder."""
-    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output_dir.glob(f"*/*/*/{FIGURES_FILE}"))]
+    """What was measured of each run of a folder, with the seconds of its part, where those are known."""
+    records = []
+    for file in sorted(output_dir.glob(f"*/*/*/{FIGURES_FILE}")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        seconds_file = file.parents[1] / SECONDS_FILE
+        if seconds_file.is_file():
+            record["figures"]["cpu_seconds_per_step"] = json.loads(seconds_file.read_text(encoding="utf-8"))
+        records.append(record)
+    return records
 
 
 def write_table(output_dir: Path, table: Path | None) -> None:
@@ -327,7 +372,7 @@ def _cell(values: list[float], column: str) -> str:
         return ""
     form = COLUMNS[column][1]
     mean, low, high = (form.format(value).rstrip("%") for value in (statistics.mean(values), min(values), max(values)))
-    return f"{mean} ({low} to {high})" if len(values) > 1 else mean
+    return f"{mean} ({low} to {high})" if low != high else mean
 
 
 def _difference(part: str, records: list[dict[str, Any]]) -> str:

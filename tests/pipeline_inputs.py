@@ -1,8 +1,10 @@
 # Copyright 2026 The hf_vqdit authors. Licensed under the Apache License, Version 2.0.
 """What the tests of the pipeline give to it, and what they watch."""
 
+import accelerate
 import numpy as np
 import PIL.Image
+import torch
 
 PROMPT = "a small red circle on a white background"
 
@@ -19,6 +21,20 @@ def rectangle(top, left, bottom, right, size=(32, 32)):
 
 
 LEFT_HALF = rectangle(0, 0, 32, 16)
+
+
+def offload_models(pipeline):
+    """Each part on the accelerator while it is at work."""
+    pipeline.enable_model_cpu_offload(device="cpu")
+
+
+def offload_layers(pipeline):
+    """What `enable_sequential_cpu_offload` does, which refuses a CPU: outside its own call a layer has no weights."""
+    for part in (pipeline.vqvae, pipeline.transformer):
+        accelerate.cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
+
+
+OFFLOADS = (offload_models, offload_layers)
 
 
 def watch_transformer(pipeline):

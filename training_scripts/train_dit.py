@@ -123,12 +123,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def compute_loss(model: torch.nn.Module, batch: dict[str, Any], times: TimeTable, step: int) -> PairLoss:
         """Hides or noises codes of a micro-batch and predicts; each row draws from a generator of its own."""
-        generators = [row_generator(args.seed, step, row) for row in batch["row"].tolist()]
+        rows = batch["row"].cpu()
+        generators = [row_generator(args.seed, step, row) for row in rows.tolist()]
         return objective(
             model,
             batch["image_codes"],
             batch["text_codes"],
-            times.select(batch["row"]),
+            times.select(rows),
             *schedulers,
             generators,
             loss_config,

@@ -163,10 +163,11 @@ class CodesDataset(torch.utils.data.Dataset):
             captions[choose_caption(self.seed, key.epoch, key.index, len(captions))]
             for key, captions in zip(keys, rows["text_codes"], strict=True)
         ]
+        image_codes, text_codes = (torch.tensor(codes) for codes in (rows["image_codes"], text_codes))
         return [
             {
-                "image_codes": torch.tensor(rows["image_codes"][i], dtype=torch.long),
-                "text_codes": torch.tensor(text_codes[i], dtype=torch.long),
+                "image_codes": image_codes[i],
+                "text_codes": text_codes[i],
                 "has_image": rows["has_image"][i],
                 "has_text": rows["has_text"][i],
                 "row": key.row,

@@ -37,8 +37,10 @@ def frechet_distance(features: torch.Tensor, real_features: torch.Tensor) -> flo
         real_features (`torch.Tensor` of shape `(M, D)`): Of real pictures, at least two.
 
     Returns:
-        `float`: At least 0; NaN if a feature is.
+        `float`: At least 0; NaN if a feature is not finite.
     """
+    if not (features.isfinite().all() and real_features.isfinite().all()):
+        return float("nan")  # the eigenvalues of such a matrix end the process in some builds of LAPACK
     metric = FrechetInceptionDistance(_identity(features))
     metric.update(real_features, real=True)
     metric.update(features, real=False)

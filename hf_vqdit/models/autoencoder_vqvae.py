@@ -103,16 +103,13 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor, max_entries: in
         pad = -codebook.shape[0] % block_size
         bias = F.pad(codebook.square().sum(1), (0, pad), value=float("inf"))  # (V'), codes that fill a block never win
         weight = F.pad(-2.0 * codebook, (0, 0, 0, pad)).T.contiguous()  # (D, V')
-        num_codes = weight.shape[1]
-        codes = torch.empty(vectors.shape[0], dtype=torch.long, device=vectors.device)
-        chunk_size = max(64, max_entries // num_codes)
-        for start in range(0, vectors.shape[0], chunk_size):
-            chunk = vectors[start : start + chunk_size]
-            scores = _exact_matmul_add(bias, chunk, weight).view(chunk.shape[0], -1, block_size)  # (n, V'/32, 32)
+        codes = []
+        for chunk in vectors.split(max(64, max_entries // weight.shape[1])):
+            scores = _exact_matmul_add(bias, chunk, weight).unflatten(1, (-1, block_size))  # (n, V'/32, 32)
             block = scores.amin(dim=2).argmin(dim=1)  # (n,)
             within = scores[torch.arange(chunk.shape[0], device=chunk.device), block].argmin(dim=1)
-            codes[start : start + chunk.shape[0]] = block * block_size + within
-    return codes
+            codes.append(block * block_size + within)
+    return torch.cat(codes)
 
 
 def _exact_matmul_add(bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -156,6 +153,7 @@ class VectorQuantizer(nn.Module):
         """Codes `(...)` of normalized vectors `(..., D)`."""
         return nearest_codes(vectors.reshape(-1, vectors.shape[-1]), self.codebook).view(vectors.shape[:-1])
 
+    @apply_forward_hook  # as no call of the module comes first, which would load offloaded weights
     def lookup(self, codes: torch.LongTensor) -> torch.Tensor:
         """Vectors `(..., D)`, float32, of codes `(...)`."""
         # Normalized again: a codebook cast to bfloat16 is no longer of unit length.
@@ -259,6 +257,15 @@ class ImageDecoder(nn.Module):
         return image  # (B, C, H, W)
 
 
+class TokenEmbedding(nn.Embedding):
+    """Token ids to vectors; the same table reads tokens out again."""
+
+    @apply_forward_hook
+    def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Vectors `(..., width)` to logits `(..., vocab_size)`: tied by use, as tied parameters do not save."""
+        return F.linear(hidden_states, self.weight)
+
+
 class TextEncoder(nn.Module):
     """Token ids to one vector for each code group of each chunk of r tokens.
 
@@ -269,11 +276,9 @@ class TextEncoder(nn.Module):
     def __init__(self, downsample_factor: int, num_groups: int, width: int, code_dim: int):
         super().__init__()
         self.downsample_factor, self.num_groups, self.code_dim = downsample_factor, num_groups, code_dim
-        chunk_width = downsample_factor * width
+        chunk_width, inner_width = downsample_factor * width, 2 * downsample_factor * width
         self.norm = nn.LayerNorm(chunk_width)
-        self.mlp = nn.Sequential(
-            nn.Linear(chunk_width, 2 * chunk_width), nn.GELU(), nn.Linear(2 * chunk_width, chunk_width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(chunk_width, inner_width), nn.GELU(), nn.Linear(inner_width, chunk_width))
         self.norm_out = nn.LayerNorm(chunk_width)
         self.proj_out = nn.Linear(chunk_width, num_groups * code_dim)
 
@@ -292,9 +297,8 @@ class TextDecoder(nn.Module):
         self.downsample_factor, self.width = downsample_factor, width
         self.proj_in = nn.Linear(num_groups * code_dim, downsample_factor * width)
         num_heads = max(1, width // 64)
-        self.blocks = nn.ModuleList(
-            BasicTransformerBlock(width, num_heads, width // num_heads, attention_bias=True) for _ in range(num_layers)
-        )
+        sizes = (width, num_heads, width // num_heads)
+        self.blocks = nn.ModuleList(BasicTransformerBlock(*sizes, attention_bias=True) for _ in range(num_layers))
         self.norm_out = nn.LayerNorm(width)
         self.gradient_checkpointing = False
 
@@ -302,14 +306,12 @@ class TextDecoder(nn.Module):
         hidden_states = self.proj_in(latents.flatten(2))  # (B, S/r, r width)
         hidden_states = hidden_states.unflatten(-1, (-1, self.width)).flatten(1, 2)  # (B, S, width)
         positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-        hidden_states = hidden_states + get_1d_sincos_pos_embed_from_grid(
-            self.width, positions, output_type="pt", dtype=torch.float32
-        ).to(hidden_states.dtype)
+        positions = get_1d_sincos_pos_embed_from_grid(self.width, positions, output_type="pt", dtype=torch.float32)
+        hidden_states = hidden_states + positions.to(hidden_states.dtype)
 
         # A row that is all padding attends to everything: softmax over nothing is NaN.
         is_hidden = is_padding & ~is_padding.all(dim=1, keepdim=True)
-        attention_bias = torch.zeros(is_hidden.shape, dtype=hidden_states.dtype, device=hidden_states.device)
-        attention_bias = attention_bias.masked_fill(is_hidden, float("-inf"))
+        attention_bias = hidden_states.new_zeros(is_hidden.shape).masked_fill(is_hidden, float("-inf"))
         attention_bias = attention_bias.repeat_interleave(self.downsample_factor, dim=1)[:, None]  # (B, 1, S)
 
         for block in self.blocks:
@@ -478,7 +480,7 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
             self.image_latents_std = nn.Parameter(torch.full((code_dim,), float("nan")), requires_grad=False)
         if text_codec == "vq":
             layout = (text_downsample_factor, text_num_groups, text_width, text_code_dim)
-            self.token_embedding = nn.Embedding(vocab_size, text_width)
+            self.token_embedding = TokenEmbedding(vocab_size, text_width)
             nn.init.normal_(self.token_embedding.weight, std=text_width**-0.5)  # it is the output matrix too
             self.text_encoder = TextEncoder(*layout)
             self.text_decoder = TextDecoder(*layout, num_layers=num_text_decoder_layers)
@@ -489,9 +491,8 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
             self.text_latents_mean = nn.Parameter(torch.full((text_code_dim,), float("nan")), requires_grad=False)
             self.text_latents_std = nn.Parameter(torch.full((text_code_dim,), float("nan")), requires_grad=False)
             if text_transition_rank is not None:
-                self.text_transitions = TokenTransitions(
-                    vocab_size, text_transition_rank, (eos_token_id, pad_token_id)
-                )
+                end_token_ids = (eos_token_id, pad_token_id)
+                self.text_transitions = TokenTransitions(vocab_size, text_transition_rank, end_token_ids)
         for name in ("image_project_in", "image_project_out", "text_project_in", "text_project_out"):
             setattr(self, name, nn.Linear(code_dim, code_dim) if shared_codebook else nn.Identity())
             if shared_codebook:  # they start as the identity
@@ -720,6 +721,7 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
             return text_logits.argmax(dim=-1)
         return self.text_transitions(text_logits, beam_size)
 
+    @apply_forward_hook
     def normalized_codebook(self, modality: str) -> torch.Tensor:
         """The vectors of all codes of a modality, with mean 0 and variance 1 in each channel over the training data.
 
@@ -741,7 +743,7 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
                 f"`{modality}_latents_std` of this tokenizer must have been measured, but is {std.tolist()}: "
                 "train_vqvae.py does so at its end, `hf_vqdit.training.latents.measure_latents` for another tokenizer."
             )
-        return (quantizer.normalize(quantizer.codebook) - mean) / std
+        return (quantizer.lookup(torch.arange(len(quantizer.codebook), device=mean.device)) - mean) / std
 
     def forward(
         self,
@@ -865,8 +867,7 @@ class MultimodalVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         vectors = self.text_project_out(vectors.to(self.text_decoder.proj_in.weight.dtype))
         vectors = vectors.masked_fill(is_padding[:, :, None, None], 0.0)
         hidden_states = self.text_decoder(vectors, is_padding)
-        logits = F.linear(hidden_states, self.token_embedding.weight)  # tied by use: tied parameters do not save
-        return self._read_padding(logits.float(), is_padding)
+        return self._read_padding(self.token_embedding.logits(hidden_states).float(), is_padding)
 
     def _identity_logits(self, token_ids: torch.LongTensor, is_padding: torch.BoolTensor) -> torch.Tensor:
         token_ids = token_ids.clamp(max=self.config.vocab_size - 1)  # PAD = vocab_size is set below

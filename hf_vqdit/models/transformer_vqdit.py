@@ -24,6 +24,7 @@ from diffusers.models.embeddings import (
 )
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.torch_utils import randn_tensor
 
 PROCESSES = ("masked", "gaussian")
@@ -122,9 +123,7 @@ class VQDiTAttnProcessor:
         dtype = torch.float32 if value.is_cpu else value.dtype
         with torch.autocast("cpu", enabled=False):
             attended = dispatch_attention_fn(
-                query.to(dtype),
-                key.to(dtype),
-                value.to(dtype),
+                *(x.to(dtype) for x in (query, key, value)),
                 backend=self._attention_backend,
                 parallel_config=self._parallel_config,
             )
@@ -690,7 +689,11 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
     def code_vectors(self, modality: str, vqvae: ModelMixin) -> torch.FloatTensor:
         """The vectors `(V, C)` of all codes that the Gaussian process noises; text has PAD's after them."""
         vectors = vqvae.normalized_codebook(modality)
-        return torch.cat([vectors, self.text_pad_vector[None].to(vectors)]) if modality == "text" else vectors
+        return self._append_pad(vectors) if modality == "text" else vectors
+
+    @apply_forward_hook
+    def _append_pad(self, vectors: torch.FloatTensor) -> torch.FloatTensor:
+        return torch.cat([vectors, self.text_pad_vector[None].to(vectors)])
 
     def _mask_id(self, modality: str) -> int:
         return self.image_mask_id if modality == "image" else self.text_mask_id
@@ -764,13 +767,12 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         modulation_index = self._modulation_index(text_given, image_given)  # (B, L)
 
         # 3. Blocks
+        conditions = (modulation, modulation_index, rotary_emb)
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(
-                    block, hidden_states, modulation, modulation_index, rotary_emb
-                )
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, *conditions)
             else:
-                hidden_states = block(hidden_states, modulation, modulation_index, rotary_emb)
+                hidden_states = block(hidden_states, *conditions)
 
         # 4. Heads
         hidden_states = modulate(hidden_states, *gather_rows(norm_out_modulation, modulation_index))
@@ -832,9 +834,7 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         text = get_1d_rotary_pos_embed(sum(self.axes_dims_rope), index, theta)
         return torch.cat([text, torch.cat(image, dim=-1)])[None]
 
-    def _modulation(
-        self, image_timestep: torch.Tensor, text_timestep: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _modulation(self, image_timestep, text_timestep) -> tuple[torch.Tensor, torch.Tensor]:
         """Four rows for each item: (text, given), (text, unknown), (image, given), (image, unknown)."""
         rates = torch.stack([text_timestep, image_timestep], dim=1).float()  # (B, 2)
         features = get_timestep_embedding(1000 * rates.flatten(), 256, flip_sin_to_cos=True, downscale_freq_shift=0)

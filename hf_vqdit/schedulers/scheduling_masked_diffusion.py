@@ -613,10 +613,10 @@ def _check_codes(name: str, codes: torch.LongTensor, mask_token_id: int) -> None
         raise TypeError(f"`{name}` must be int64 codes, got {codes.dtype}.")
     if codes.numel() == 0:
         raise ValueError(f"`{name}` must hold at least one code, got shape {tuple(codes.shape)}.")
-    if codes.min() < 0 or codes.max() > mask_token_id:
+    low, high = torch.stack(codes.aminmax()).tolist()
+    if low < 0 or high > mask_token_id:
         raise ValueError(
-            f"`{name}` must hold codes in [0, {mask_token_id}], where {mask_token_id} is MASK, got"
-            f" {codes.min().item()} to {codes.max().item()}."
+            f"`{name}` must hold codes in [0, {mask_token_id}], where {mask_token_id} is MASK, got {low} to {high}."
         )
 
 
@@ -665,12 +665,13 @@ def _rand(
         return torch.rand(shape, generator=generator, device=where, dtype=dtype).to(device)
     if len(generator) != shape[0]:
         raise ValueError(f"`generator` must hold one generator for each of the {shape[0]} rows, got {len(generator)}.")
-    uniform = torch.zeros(shape, dtype=dtype, device=device)
-    rows = range(shape[0]) if needed is None else needed.nonzero().flatten().tolist()
-    for row in rows:
-        own = generator[row]
-        uniform[row] = torch.rand(shape[1], generator=own, device=own.device, dtype=dtype).to(device)
-    return uniform
+    settings = {"device": generator[0].device, "dtype": dtype}
+    is_needed = [True] * shape[0] if needed is None else needed.tolist()
+    rows = [
+        torch.rand(shape[1], generator=own, **settings) if draws else torch.zeros(shape[1], **settings)
+        for own, draws in zip(generator, is_needed, strict=True)
+    ]
+    return torch.stack(rows).to(device)  # one copy for all rows: an accelerator waits for each
 
 
 def _invert_cdf(logits: torch.Tensor, uniform: torch.Tensor) -> torch.LongTensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_vqdit.models.autoencoder_vqvae import VectorQuantizer, nearest_codes
-from hf_vqdit.training.distributed import broadcast, gather, gather_rows, rank, sum_over_ranks
+from hf_vqdit.training.distributed import broadcast, gather_lengths, gather_rows, rank, sum_over_ranks
 
 
 @dataclass
@@ -147,8 +147,8 @@ class CodebookTrainer:
         vectors = vectors.detach().float().flatten(0, -2)
         codes = codes.detach().flatten() if codes is not None else None
         if mask is not None:
-            vectors = vectors[mask.flatten()]
-            codes = codes[mask.flatten()] if codes is not None else None
+            kept = mask.flatten().nonzero().squeeze(1)
+            vectors, codes = vectors[kept], codes[kept] if codes is not None else None
         self.states[name].pending.append((vectors, codes))
 
     @torch.no_grad()
@@ -183,8 +183,8 @@ class CodebookTrainer:
                     self._move_to_means(state, quantizer)
                 metrics[f"{name}_restarts"] = self._restart(name, state, quantizer, global_step)
                 share = state.cluster_size / state.cluster_size.sum()
-                metrics[f"{name}_usage"] = (share > 0.01 / len(share)).float().mean().item()
-                metrics[f"{name}_perplexity"] = torch.special.entr(share).sum().exp().item()
+                figures = [(share > 0.01 / len(share)).float().mean(), torch.special.entr(share).sum().exp()]
+                metrics[f"{name}_usage"], metrics[f"{name}_perplexity"] = torch.stack(figures).tolist()
             state.pending.clear()
         return metrics
 
@@ -194,21 +194,19 @@ class CodebookTrainer:
         """Puts evenly spaced vectors of this step, in global-batch order, into the reservoir, and drops the oldest."""
         capacity = self.vectors_per_code * quantizer.codebook.shape[0]
         for vectors, _ in state.pending:
-            counts = gather(torch.tensor([len(vectors)], device=vectors.device))
-            total, first = int(sum(counts)), int(sum(counts[: rank()]))
-            picks = torch.arange(min(total, capacity), device=vectors.device)
-            picks = (
-                picks * total // max(1, min(total, capacity)) - first
-            )  # positions in the micro-batch of all processes
-            picks = picks[(picks >= 0) & (picks < len(vectors))]
-            state.reservoir = torch.cat([state.reservoir, *gather_rows(vectors[picks])])[-capacity:]
+            lengths = gather_lengths(vectors)
+            total, first = sum(lengths), sum(lengths[: rank()])
+            num_picks = min(total, capacity)
+            picks = torch.arange(num_picks) * total // max(1, num_picks)  # in the micro-batch of all processes
+            picks = picks[(picks >= first) & (picks < first + len(vectors))] - first
+            own = vectors[picks.to(vectors.device)]
+            state.reservoir = torch.cat([state.reservoir, *gather_rows(own)])[-capacity:]
 
     def _average(self, state: CodebookState) -> tuple[torch.Tensor, torch.Tensor]:
         """One step of the moving averages; returns the counts and sums of this step, over all processes."""
-        num_codes = len(state.cluster_size)
         counts, sums = torch.zeros_like(state.cluster_size), torch.zeros_like(state.vector_sum)
         for vectors, codes in state.pending:
-            counts += torch.bincount(codes, minlength=num_codes)
+            counts.index_add_(0, codes, torch.ones_like(codes, dtype=counts.dtype))
             sums.index_add_(0, codes, vectors)
         sum_over_ranks(counts)
         sum_over_ranks(sums)

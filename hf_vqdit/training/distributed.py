@@ -36,9 +36,18 @@ def gather(tensor: torch.Tensor) -> list[torch.Tensor]:
     return gathered
 
 
+def gather_lengths(rows: torch.Tensor) -> list[int]:
+    """How many rows each process has, by rank."""
+    if not _is_distributed():  # nor does the device wait
+        return [len(rows)]
+    return torch.cat(gather(torch.tensor([len(rows)], device=rows.device))).tolist()
+
+
 def gather_rows(rows: torch.Tensor) -> list[torch.Tensor]:
     """The rows of all processes, by rank; their number may differ."""
-    counts = [int(count) for count in gather(torch.tensor([len(rows)], device=rows.device))]
+    if not _is_distributed():
+        return [rows]
+    counts = gather_lengths(rows)
     padded = rows.new_zeros(max(counts), rows.shape[1])
     padded[: len(rows)] = rows
     return [gathered[:count] for gathered, count in zip(gather(padded), counts, strict=True)]

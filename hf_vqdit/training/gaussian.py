@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn as nn
@@ -107,12 +108,12 @@ class NoisyVectors:
     time: torch.FloatTensor
     levels: NoiseLevels
 
-    @property
+    @cached_property
     def coefficients(self) -> tuple[torch.FloatTensor, torch.FloatTensor]:
         """alpha and sigma of each row, `(B, 1, 1, 1)`."""
         return tuple(x.float()[:, None, None, None] for x in self.levels.at(self.time))
 
-    @property
+    @cached_property
     def noisy(self) -> torch.FloatTensor:
         """What the network looks at: x_t, or x_0 where it is given; of a missing modality nothing but noise."""
         alpha, sigma = self.coefficients
@@ -120,7 +121,7 @@ class NoisyVectors:
         noisy = torch.where(is_missing, self.noise, alpha * self.clean + sigma * self.noise)
         return torch.where(self.given[:, None], self.clean, noisy)
 
-    @property
+    @cached_property
     def counted(self) -> torch.BoolTensor:
         """The codes that carry a loss, `(B, ...)`."""
         return ~self.given & self.trained[:, None, None]

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -95,12 +96,12 @@ class HiddenCodes:
     time: torch.FloatTensor
     is_trained: torch.BoolTensor
 
-    @property
+    @cached_property
     def hidden(self) -> torch.BoolTensor:
         """The codes that carry a loss, `(B, ...)`: those that are MASK in rows that are trained."""
         return (self.noisy_codes == self.mask_token_id) & self.is_trained[:, None, None]
 
-    @property
+    @cached_property
     def rate(self) -> torch.FloatTensor:
         """What the transformer is told of the modality, `(B,)`."""
         return mask_rate(self.noisy_codes, self.mask_token_id)

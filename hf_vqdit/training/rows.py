@@ -66,15 +66,16 @@ def given_regions(
     The situation of inpainting, `(B, *shape)`: in a `fraction` of the rows a random box (half of them: all but it) is
     True, which means given. Nothing is in rows that are not `trained`.
     """
+    if fraction == 0:
+        return torch.zeros(len(generators), *shape, dtype=torch.bool, device=trained.device)
     given = torch.zeros(len(generators), *shape, dtype=torch.bool)
-    if fraction > 0:
-        for row, generator in zip(given, generators, strict=True):
-            chance, flip, u_rows, u_columns, u_top, u_left = torch.rand(6, generator=generator).tolist()
-            if chance < fraction:
-                num_rows, num_columns = 1 + int(u_rows * shape[0]), 1 + int(u_columns * shape[1])
-                top, left = int(u_top * (shape[0] - num_rows + 1)), int(u_left * (shape[1] - num_columns + 1))
-                row[top : top + num_rows, left : left + num_columns] = True
-                row ^= flip < 0.5
+    for row, generator in zip(given, generators, strict=True):
+        chance, flip, u_rows, u_columns, u_top, u_left = torch.rand(6, generator=generator).tolist()
+        if chance < fraction:
+            num_rows, num_columns = 1 + int(u_rows * shape[0]), 1 + int(u_columns * shape[1])
+            top, left = int(u_top * (shape[0] - num_rows + 1)), int(u_left * (shape[1] - num_columns + 1))
+            row[top : top + num_rows, left : left + num_columns] = True
+            row ^= flip < 0.5
     return given.to(trained.device) & trained[:, None, None]
 
 

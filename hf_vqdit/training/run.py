@@ -230,7 +230,7 @@ class TrainingRun:
                 Numbers of shape `(n,)`, one for each row that has it; the same names on all processes.
         """
         rows = {name: rows.detach().float() for name, rows in terms.items()}
-        self.gather_sums({name: torch.stack([x.sum(), x.new_tensor(len(x))]) for name, x in rows.items()})
+        self.gather_sums({name: torch.stack([x.sum(), x.new_full((), len(x))]) for name, x in rows.items()})
 
     def gather_sums(self, sums: Mapping[str, torch.Tensor]) -> None:
         """As [`gather`], for tensors of shape `(2,)` that hold a sum and the number of things it is over."""

@@ -124,9 +124,9 @@ def draw_times(num_rows: int, mixture: TimeMixture, generator: torch.Generator) 
     kind = torch.searchsorted(edges, points, right=True)[torch.randperm(num_rows, generator=generator)]  # (N,)
 
     image_time, text_time = torch.empty(2, num_rows)
-    for index, field in enumerate(fields(TimeMixture)):
-        rows = kind == index
-        u, v = _stratified(int(rows.sum()), generator), _stratified(int(rows.sum()), generator)
+    counts = kind.bincount(minlength=len(fields(TimeMixture))).tolist()
+    for index, (field, num) in enumerate(zip(fields(TimeMixture), counts, strict=True)):
+        rows, u, v = kind == index, _stratified(num, generator), _stratified(num, generator)
         given, missing = torch.zeros_like(u), torch.ones_like(u)
         image_time[rows], text_time[rows] = {
             "text_to_image": (u, given),

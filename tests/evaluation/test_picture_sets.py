@@ -40,9 +40,10 @@ def test_equal_sets_have_no_distance_and_it_grows_with_a_shift():
     assert near == pytest.approx(6 * 0.5**2) and far == pytest.approx(6 * 1.0**2)
 
 
-def test_features_that_are_no_numbers_have_no_distance_rather_than_the_best():
+@pytest.mark.parametrize("value", (torch.nan, torch.inf))
+def test_features_that_are_no_numbers_have_no_distance_rather_than_the_best(value):
     broken = OTHER.clone()
-    broken[0, 0] = torch.nan
+    broken[0, 0] = value
     assert not frechet_distance(broken, REAL) >= 0
     assert not abs(kernel_distance(broken, REAL[:40])) >= 0
 

@@ -5,7 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from pipeline_inputs import LEFT_HALF, PROMPT, picture, rectangle, watch_transformer
+from pipeline_inputs import LEFT_HALF, OFFLOADS, PROMPT, picture, rectangle, watch_transformer
 from seeded import generator, generators
 
 SIZES = ((16, 48), (40, 24))
@@ -267,15 +267,22 @@ def test_every_mode_knows_other_sizes_than_the_trained_one(tiny_pipeline, given,
         assert [image.size for image in output.images] == [(width, height)] * 2
 
 
-def test_offloading_hooks_change_nothing(tiny_pipeline):
+@pytest.mark.parametrize("offload", OFFLOADS)
+def test_offloading_hooks_change_nothing(tiny_pipeline, offload):
     """Without an accelerator the hooks move nothing, but each part must still be reached through one."""
     modes = (
+        {},
+        {"image": picture()},
+        {"prompt": PROMPT, "image": picture(), "mask_image": LEFT_HALF},
         {"prompt": PROMPT, "image": picture(), "strength": 0.5, "negative_prompt": "a star"},
         {"prompt": PROMPT, "image": picture(), "strength": 0.0},
         {"image": picture(size=(16, 16)), "image_position": "center", "height": 32, "width": 32},
     )
     before = [codes_of(tiny_pipeline, **given) for given in modes]
-    tiny_pipeline.enable_model_cpu_offload(device="cpu")
+    drawn = tiny_pipeline(generator=generator(), output_type="pt", num_inference_steps=2)  # pixels and captions, too
+    offload(tiny_pipeline)
+    again = tiny_pipeline(generator=generator(), output_type="pt", num_inference_steps=2)
+    assert torch.equal(again.images, drawn.images) and again.texts == drawn.texts
     for given, expected in zip(modes, before, strict=True):
         for codes, same in zip(codes_of(tiny_pipeline, **given), expected, strict=True):
             assert (codes is None and same is None) or torch.equal(codes, same)

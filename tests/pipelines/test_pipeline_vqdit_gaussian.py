@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from gaussian_inputs import make_gaussian_pipeline
-from pipeline_inputs import LEFT_HALF, PROMPT, picture, rectangle, watch_transformer
+from pipeline_inputs import LEFT_HALF, OFFLOADS, PROMPT, picture, rectangle, watch_transformer
 from seeded import generator, generators
 
 from hf_vqdit.evaluation.trace import SamplingTrace
@@ -339,10 +339,21 @@ def test_half_precision_runs_and_keeps_the_latents_in_float32(pipeline):
     assert all(x.dtype == torch.float32 for tensors in seen for x in tensors.values())
 
 
-def test_offloading_hooks_change_nothing(pipeline):
-    before = codes_of(pipeline, prompt=PROMPT)
-    pipeline.enable_model_cpu_offload(device="cpu")
-    assert torch.equal(before[0], codes_of(pipeline, prompt=PROMPT)[0])
+@pytest.mark.parametrize("offload", OFFLOADS)
+def test_offloading_hooks_change_nothing(pipeline, offload):
+    modes = (
+        {"prompt": PROMPT, "negative_prompt": "a star"},
+        {"image": picture()},
+        {"prompt": PROMPT, "image": picture(), "mask_image": LEFT_HALF},
+    )
+    before = [codes_of(pipeline, **given) for given in modes]
+    drawn = pipeline(generator=generator(), output_type="pt", num_inference_steps=2)  # pixels and captions, too
+    offload(pipeline)
+    again = pipeline(generator=generator(), output_type="pt", num_inference_steps=2)
+    assert torch.equal(again.images, drawn.images) and again.texts == drawn.texts
+    for given, expected in zip(modes, before, strict=True):
+        for codes, same in zip(codes_of(pipeline, **given), expected, strict=True):
+            assert (codes is None and same is None) or torch.equal(codes, same)
 
 
 # The U-Net in the transformer's place

@@ -205,16 +205,21 @@ def test_a_record_counts_once_an_epoch_and_a_held_out_one_once_a_run(make_run):
 
 def test_averages_are_over_all_rows_that_have_a_number(make_run):
     run = make_run()
-    run.gather({"a": torch.tensor([1.0, 2.0]), "bin": torch.tensor([4.0]), "empty": torch.zeros(0)})
-    run.gather({"a": torch.tensor([3.0, 6.0]), "bin": torch.tensor([1.0, 1.0]), "empty": torch.zeros(0)})
+
+    def gather(**terms):
+        run.gather({name: torch.tensor(rows, device=run.accelerator.device) for name, rows in terms.items()})
+
+    gather(a=[1.0, 2.0], bin=[4.0], empty=[])
+    gather(a=[3.0, 6.0], bin=[1.0, 1.0], empty=[])
     assert run.averages(1) == {"a": 3.0, "bin": 2.0}
-    run.gather({"a": torch.tensor([5.0])})
+    gather(a=[5.0])
     assert run.averages(2) == {"a": 5.0}
 
 
 def test_a_loss_that_is_not_finite_names_step_and_parts(make_run):
     run = make_run()
-    run.gather({"loss": torch.tensor([float("nan"), 1.0]), "image_l1": torch.tensor([0.25])})
+    losses = {"loss": torch.tensor([float("nan"), 1.0]), "image_l1": torch.tensor([0.25])}
+    run.gather({name: rows.to(run.accelerator.device) for name, rows in losses.items()})
     with pytest.raises(FloatingPointError, match=r"step 7.*loss nan.*image_l1 0.25.*learning_rate"):
         run.averages(7)
     with pytest.raises(FloatingPointError, match="inf"):

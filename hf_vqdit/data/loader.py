@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from datasets import Dataset, load_from_disk
 from torch.utils.data import Sampler
@@ -163,7 +164,10 @@ class CodesDataset(torch.utils.data.Dataset):
             captions[choose_caption(self.seed, key.epoch, key.index, len(captions))]
             for key, captions in zip(keys, rows["text_codes"], strict=True)
         ]
-        image_codes, text_codes = (torch.tensor(codes) for codes in (rows["image_codes"], text_codes))
+        # By way of NumPy, which reads nested lists several times faster
+        image_codes, text_codes = (
+            torch.from_numpy(np.array(codes, dtype=np.int64)) for codes in (rows["image_codes"], text_codes)
+        )
         return [
             {
                 "image_codes": image_codes[i],

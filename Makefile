@@ -63,10 +63,6 @@ emoji: $(INSTALLED)  ## train and evaluate on real pairs, into runs/emoji; needs
 	$(LAUNCH) training_scripts/train_vqvae.py --config $(CONFIG)
 	$(BIN)/python training_scripts/encode_codes.py --config $(CONFIG)
 	$(LAUNCH) training_scripts/train_dit.py --config $(CONFIG)
-	$(LAUNCH) training_scripts/train_dit.py --config $(CONFIG) \
-		--pretrained_model_name_or_path runs/emoji/pipeline --output_dir runs/emoji/captions \
-		--max_train_steps 1000 --learning_rate 1e-3 --lr_warmup_steps 50 \
-		--time_mixture '{"text_to_image": 0.20, "image": 0.02, "image_to_text": 0.50, "text": 0.02, "joint": 0.02, "square": 0.24}'
 	$(BIN)/python training_scripts/evaluate.py --config $(CONFIG)
 
 benchmarks: $(INSTALLED)  ## compare hot paths with peers, into docs/benchmarks.md

@@ -209,7 +209,7 @@ def flags_of(part: Part, dataset: str, args: argparse.Namespace, timed_steps: in
         model |= {"text_code_dim": base.model_init_kwargs["code_dim"]}
     flags = [*common, *part.flags, "--max_train_steps", str(steps), "--validation_steps", "0"]
     flags += ["--mixed_precision", args.mixed_precision]
-    flags += ["--checkpointing_steps", "0"]  # a run that was interrupted begins anew: its seconds are those of one run
+    flags += ["--checkpointing_steps", "0"]  # a run that was interrupted begins anew
     flags += ["--model_init_kwargs", json.dumps(model), "--loss_weights", json.dumps(part.losses)]
     if part.losses.get("image_adversarial"):
         start = {"start_step": steps // 4, "warmup_steps": steps // 12, "ramp_steps": steps // 6}

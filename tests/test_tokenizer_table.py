@@ -40,17 +40,26 @@ def test_every_part_changes_what_it_says_and_keeps_the_steps(config):
         assert part.of in tokenizer_table.PARTS
 
 
+def test_steps_are_timed_with_all_that_a_part_trains(config):
+    part = tokenizer_table.PARTS["discriminator, adaptive weight"]
+    flags = ["--output_dir", "x", *tokenizer_table.flags_of(part, str(config), arguments(), timed_steps=64)]
+    settings = parse_arguments(TrainVQVAEArguments, "vqvae", flags)
+    assert settings.max_train_steps == 64 and settings.quantizer_start_step == 1
+    assert settings.discriminator_kwargs["start_step"] == settings.discriminator_kwargs["ramp_steps"] == 1
+
+
 def test_figures_are_measured_once_and_make_a_table(config, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer_table, "NUM_JUDGE_STEPS", 1)
     flags = ["--output_dir", str(tmp_path / "runs"), "--datasets", str(config), "--seeds", "3"]
     flags += ["--max_train_steps", "4", "--mixed_precision", "no", "--parts", "base", "alignment"]
     flags += ["--table", str(tmp_path / "table.md")]
-    monkeypatch.setattr(tokenizer_table, "TIMED_STEPS", (2, 4))
+    monkeypatch.setattr(tokenizer_table, "TIMED_STEPS", 4)
+    monkeypatch.setattr(tokenizer_table, "TIMED_WINDOW", 2)
     tokenizer_table.main(flags)
     files = sorted((tmp_path / "runs").rglob(tokenizer_table.FIGURES_FILE))
     records = tokenizer_table.read_records(tmp_path / "runs")
     assert len(files) == len(records)
-    assert all(record["figures"]["cpu_seconds_per_step"] != 0 for record in records)
+    assert all(1e-4 < record["figures"]["seconds_per_step"] < 100 for record in records)
     assert [record["part"] for record in records] == ["alignment", "base"]
     assert all((record["seed"], record["steps"]) == (3, 4) for record in records)
     assert "retrieval_embeds" in records[0]["figures"] and "retrieval_embeds" not in records[1]["figures"]

@@ -95,7 +95,7 @@ def make_tokenizer(args: InspectArguments, pairs: Dataset | IterableDataset) -> 
 
 
 def first_batch(args: InspectArguments, train_set: PairDataset | PairStream) -> dict[str, Any]:
-    """The first pairs that training reads: cropped, flipped and drawn as there."""
+    """The first pairs that training reads: cropped, augmented and drawn as there."""
     if isinstance(train_set, PairStream):
         return next(iter(train_set.batches(args.num_shown)))
     sampler = ResumableBatchSampler(len(train_set), args.num_shown, seed=args.seed, max_train_steps=1)

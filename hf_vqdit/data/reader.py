@@ -45,11 +45,11 @@ class PairReader:
         random_flip (`bool`, defaults to `False`): Whether half of the pictures, drawn anew each epoch, are mirrored,
             but for those whose captions speak of left and right.
         random_shift (`float`, defaults to 0.0): Up to which part of the side pictures are moved, across and down, by
-            what is drawn anew each epoch. Where a picture was, its edge is repeated.
+            what is drawn anew each epoch. What they uncover repeats their edge.
         seed (`int`, defaults to 0): Seed of flips, of shifts and of which caption is drawn.
 
     Raises:
-        ValueError: If `resolution` is below 1 or `random_shift` not in [0, 1).
+        ValueError: If `resolution` is below 1, or `random_shift` not in [0, 1) or less than a pixel.
     """
 
     def __init__(
@@ -65,6 +65,11 @@ class PairReader:
             raise ValueError(f"`resolution` must be at least 1 pixel, got {resolution}.")
         if not 0 <= random_shift < 1:
             raise ValueError(f"`random_shift` must be a part of the side, in [0, 1), got {random_shift}.")
+        if random_shift > 0 and round(random_shift * resolution) == 0:
+            raise ValueError(
+                f"`random_shift` {random_shift} of {resolution} pixels is less than one: give {1 / resolution:.2g} or "
+                "more, or 0 to leave pictures where they are."
+            )
         self.tokenizer = tokenizer
         self.resolution = resolution
         self.center_crop = center_crop
@@ -98,7 +103,7 @@ class PairReader:
         return Pair(picture, captions, flaws)
 
     def to_items(self, pairs: list[Pair], keys: list[RowKey]) -> list[dict[str, Any]]:
-        """Draws flips and captions, and encodes the captions together.
+        """Draws flips, shifts and captions, and encodes the captions together.
 
         Args:
             pairs (`list[Pair]`): At least one pair.

@@ -262,7 +262,7 @@ def _item(batch: dict[str, Any], row: int) -> dict[str, Any]:
 def open_pairs(
     pairs: Dataset | IterableDataset, reader: PairReader, shuffle_buffer_size: int = 1000
 ) -> PairDataset | PairStream:
-    """The pairs to train on: a [`PairStream`] if they are streamed, else a [`PairDataset`], with their arguments."""
+    """The pairs to train on: a [`PairStream`] if they are streamed, else a [`PairDataset`]."""
     if isinstance(pairs, IterableDataset):
         return PairStream(pairs, reader, shuffle_buffer_size)
     return PairDataset(pairs, reader)

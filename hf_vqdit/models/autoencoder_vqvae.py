@@ -297,8 +297,8 @@ class TextDecoder(nn.Module):
         self.downsample_factor, self.width = downsample_factor, width
         self.proj_in = nn.Linear(num_groups * code_dim, downsample_factor * width)
         num_heads = max(1, width // 64)
-        sizes = (width, num_heads, width // num_heads)
-        self.blocks = nn.ModuleList(BasicTransformerBlock(*sizes, attention_bias=True) for _ in range(num_layers))
+        block_size = (width, num_heads, width // num_heads)
+        self.blocks = nn.ModuleList(BasicTransformerBlock(*block_size, attention_bias=True) for _ in range(num_layers))
         self.norm_out = nn.LayerNorm(width)
         self.gradient_checkpointing = False
 
@@ -306,8 +306,8 @@ class TextDecoder(nn.Module):
         hidden_states = self.proj_in(latents.flatten(2))  # (B, S/r, r width)
         hidden_states = hidden_states.unflatten(-1, (-1, self.width)).flatten(1, 2)  # (B, S, width)
         positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-        positions = get_1d_sincos_pos_embed_from_grid(self.width, positions, output_type="pt", dtype=torch.float32)
-        hidden_states = hidden_states + positions.to(hidden_states.dtype)
+        embeds = get_1d_sincos_pos_embed_from_grid(self.width, positions, output_type="pt", dtype=torch.float32)
+        hidden_states = hidden_states + embeds.to(hidden_states.dtype)
 
         # A row that is all padding attends to everything: softmax over nothing is NaN.
         is_hidden = is_padding & ~is_padding.all(dim=1, keepdim=True)

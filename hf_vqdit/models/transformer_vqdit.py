@@ -834,7 +834,7 @@ class VQDiTModel(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAdapte
         text = get_1d_rotary_pos_embed(sum(self.axes_dims_rope), index, theta)
         return torch.cat([text, torch.cat(image, dim=-1)])[None]
 
-    def _modulation(self, image_timestep, text_timestep) -> tuple[torch.Tensor, torch.Tensor]:
+    def _modulation(self, image_timestep: torch.Tensor, text_timestep: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Four rows for each item: (text, given), (text, unknown), (image, given), (image, unknown)."""
         rates = torch.stack([text_timestep, image_timestep], dim=1).float()  # (B, 2)
         features = get_timestep_embedding(1000 * rates.flatten(), 256, flip_sin_to_cos=True, downscale_freq_shift=0)

@@ -223,6 +223,11 @@ class TrainDiTArguments(HubArguments, LoopArguments, OptimizationArguments, Trai
                 f"`streaming` and `codes_dir` ({self.codes_dir}) exclude each other: codes are on the disk. Leave one "
                 "of them out."
             )
+        if self.codes_dir is not None and (self.random_flip or self.random_shift):
+            raise ValueError(
+                "`random_flip` and `random_shift` need pictures encoded on the fly, and `codes_dir` "
+                f"({self.codes_dir}) has each encoded once. Leave one of them out."
+            )
         if self.distill_from is not None:
             self._check_distillation()
         elif self.distill_config:

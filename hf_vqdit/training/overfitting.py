@@ -39,7 +39,7 @@ class OverfittingSignal:
                     f"Overfitting: since step {best['step']} {name} of held-out pairs has risen from "
                     f"{best['held_out']:.4g} to {now['held_out']:.4g}, while that of training pairs fell from "
                     f"{best['training']:.4g} to {now['training']:.4g}. More pairs, `random_flip` where captions allow "
-                    "it, `dropout` or a smaller model help; otherwise stop near that step."
+                    "it, `random_shift`, `dropout` or a smaller model help; otherwise stop near that step."
                 )
         return sorted(warnings)
 

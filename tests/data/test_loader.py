@@ -273,6 +273,7 @@ def test_a_caption_beyond_the_context_is_truncated_and_told(tokenizer):
         (1, 0, 0.0, "`resolution` .* got 0"),
         (1, 16, 1.0, "`random_shift` .* got 1.0"),
         (1, 16, -0.1, "`random_shift` .* got -0.1"),
+        (1, 16, 0.01, "`random_shift` 0.01 of 16 pixels is less than one"),
     ],
 )
 def test_a_dataset_that_makes_no_sense_is_refused(tokenizer, num_pairs, resolution, shift, message):
@@ -308,19 +309,22 @@ def test_a_batch_holds_what_the_borders_say(tokenizer, pairs):
 
 
 def test_an_item_does_not_depend_on_what_else_is_in_its_batch(tokenizer, pairs):
-    dataset = PairDataset(pairs, PairReader(tokenizer, 16, random_flip=True))
+    dataset = PairDataset(pairs, PairReader(tokenizer, 16, random_flip=True, random_shift=0.2))
     keys = [(2, index, row) for row, index in enumerate((0, 4, 7, 11, 2))]
     together = collate_pairs(dataset.__getitems__(keys))
     assert_equal_batches(together, collate_pairs([dataset[key] for key in keys]))
 
 
 def test_a_pair_is_the_same_when_it_is_read_again(tokenizer, pairs):
-    dataset = PairDataset(pairs, PairReader(tokenizer, 16, random_flip=True))
+    dataset = PairDataset(pairs, PairReader(tokenizer, 16, random_flip=True, random_shift=0.2))
     keys = [(0, 4), (0, 0), (0, 0), (0, 6), (0, 4)]
     first, second = (collate_pairs(dataset.__getitems__(keys)) for _ in range(2))
     assert_equal_batches(first, second)
     assert_equal_batches(
-        first, collate_pairs(PairDataset(pairs, PairReader(tokenizer, 16, random_flip=True)).__getitems__(keys))
+        first,
+        collate_pairs(
+            PairDataset(pairs, PairReader(tokenizer, 16, random_flip=True, random_shift=0.2)).__getitems__(keys)
+        ),
     )
 
 
@@ -328,7 +332,7 @@ def test_a_pair_is_the_same_when_it_is_read_again(tokenizer, pairs):
 def test_a_resumed_loader_gives_the_same_batches(tokenizer, pairs, num_workers):
     def batches(start_step: int, num_workers: int) -> list[dict]:
         sampler = ResumableBatchSampler(len(pairs), 5, start_step=start_step, max_train_steps=6)
-        dataset = PairDataset(pairs, PairReader(tokenizer, 16, random_flip=True))
+        dataset = PairDataset(pairs, PairReader(tokenizer, 16, random_flip=True, random_shift=0.2))
         return list(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate_pairs, num_workers=num_workers))
 
     whole, resumed = batches(0, num_workers=0), batches(4, num_workers)

@@ -44,9 +44,11 @@ def shards(tmp_path_factory) -> Path:
 def open_stream(source: Path, shuffle_buffer_size: int = 7, seed: int = 3, **settings) -> PairStream:
     settings = {"num_held_out_samples": NUM_HELD_OUT, "cache_dir": str(source.parent / "cache"), **settings}
     train = load_pairs(train_data_dir=str(source), streaming=True, **settings)["train"]
-    return open_pairs(
-        train, PairReader(TOKENIZER, 8, random_flip=True, seed=seed), shuffle_buffer_size=shuffle_buffer_size
-    )
+    return open_pairs(train, augmenting_reader(seed), shuffle_buffer_size)
+
+
+def augmenting_reader(seed: int) -> PairReader:
+    return PairReader(TOKENIZER, 8, random_flip=True, random_shift=0.3, seed=seed)
 
 
 def numbers(batches) -> list[int]:
@@ -221,7 +223,7 @@ def test_the_first_pairs_are_held_out_and_training_has_the_rest(form, sources, t
 def test_the_first_items_are_the_first_good_pairs_as_a_data_set_gives_them(sources):
     stream = open_stream(sources["parquet"])
     items = list(stream.first_items(9))
-    dataset = PairDataset(Dataset.from_list(list(stream.pairs)), PairReader(TOKENIZER, 8, random_flip=True, seed=3))
+    dataset = PairDataset(Dataset.from_list(list(stream.pairs)), augmenting_reader(seed=3))
     expected = [dataset[0, number - NUM_HELD_OUT, row] for row, number in enumerate(GOOD[:9])]
     assert_equal_batches([item | {"bad_records": []} for item in items], expected)
     assert [len(item["bad_records"]) for item in items] == [0, 1, 0, 0, 0, 0, 2, 0, 0]

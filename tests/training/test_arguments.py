@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hf_vqdit.data import train_caption_tokenizer
 from hf_vqdit.training.arguments import (
     SCRIPT_ARGUMENTS,
     EncodeCodesArguments,
@@ -130,6 +131,21 @@ def test_a_value_of_the_wrong_type_is_refused_in_the_file_as_on_the_command_line
 def test_a_transformer_without_a_tokenizer_is_refused():
     with pytest.raises(ValueError, match="vqvae_model_name_or_path"):
         parse_arguments(TrainDiTArguments, "dit", ["--output_dir", "x"])
+
+
+@pytest.mark.parametrize("flags", [["--random_flip"], ["--random_shift", "0.1"]])
+def test_codes_that_were_written_once_exclude_augmentation(flags):
+    flags = ["--output_dir", "x", "--vqvae_model_name_or_path", "y", "--codes_dir", "z", *flags]
+    with pytest.raises(ValueError, match=r"need pictures encoded on the fly, and `codes_dir` \(z\)"):
+        parse_arguments(TrainDiTArguments, "dit", flags)
+
+
+def test_pictures_are_augmented_for_training_alone():
+    args = parse_arguments(
+        TrainVQVAEArguments, "vqvae", ["--output_dir", "x", "--random_flip", "--random_shift", "0.1"]
+    )
+    tokenizer = train_caption_tokenizer(["words"], vocab_size=300, model_max_length=8)
+    assert args.reader(tokenizer, augment=True).augments and not args.reader(tokenizer).augments
 
 
 @pytest.mark.parametrize(

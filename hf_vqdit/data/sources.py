@@ -71,6 +71,8 @@ def load_splits(
         )
     source = dataset_name or data_dir
     with _explained(source):
+        if dataset_name is None and "://" not in data_dir and not Path(data_dir).is_dir():
+            raise ValueError(f"there is no such folder in {Path.cwd()}")
         builder = _open_builder(dataset_name, config_name, data_dir, revision, cache_dir)
         if streaming:
             splits, read = builder.as_streaming_dataset(), builder.as_streaming_dataset

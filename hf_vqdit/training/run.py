@@ -116,8 +116,11 @@ class TrainingRun:
     @property
     def global_batch_size(self) -> int:
         """Rows an optimizer step, over all micro-batches and processes."""
-        processes = self.accelerator.num_processes
-        return self.arguments.train_batch_size * self.arguments.gradient_accumulation_steps * processes
+        return (
+            self.arguments.train_batch_size
+            * self.arguments.gradient_accumulation_steps
+            * self.accelerator.num_processes
+        )
 
     def is_due(self, every: int, step: int) -> bool:
         """Whether what happens every so many steps (0: never), and after the last one, happens after this one."""
@@ -358,6 +361,8 @@ class TrainingRun:
                     logger.warning("Resuming with `%s` = %r; the checkpoint has %r.", name, value, saved[name])
             self.accelerator.load_state(str(self.checkpoint))
             logger.info("Resumed from %s.", self.checkpoint)
+            if self.first_step >= self.arguments.max_train_steps:
+                logger.warning("Nothing is left to train: raise `max_train_steps`, or name another `output_dir`.")
         return self.first_step
 
     def save_checkpoint(self, step: int) -> None:

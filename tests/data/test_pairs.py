@@ -200,6 +200,8 @@ def test_an_empty_set_is_refused(tmp_path, cache_dir):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="from '.*empty': .* doesn't contain any data files.*metadata.csv"):
         load_pairs(train_data_dir=str(tmp_path / "empty"), cache_dir=cache_dir)
+    with pytest.raises(ValueError, match="from '.*absent': there is no such folder in "):
+        load_pairs(train_data_dir=str(tmp_path / "absent"), cache_dir=cache_dir)
     features = Features({"image": Image(), "text": Value("string")})
     with pytest.raises(ValueError, match="from '.*no rows': .*no data"):
         load_pairs(write_parquet(tmp_path / "no rows", {"image": [], "text": []}, features), cache_dir=cache_dir)

@@ -117,6 +117,13 @@ def test_two_steps_a_resume_and_two_steps_are_four_steps_bit_for_bit(script, run
     assert_equal(weights(resumed / NAMES[script]), weights(runs[script] / NAMES[script]))
 
 
+def test_a_run_that_is_done_says_that_nothing_is_left(runs, tmp_path, caplog):
+    flags = [*flags_of("train_vqvae", runs), "--resume_from_checkpoint", str(runs["train_vqvae"] / "checkpoint-4")]
+    done = run_in_process("train_vqvae", tmp_path / "done", *flags)
+    assert "Nothing is left to train: raise `max_train_steps`" in caplog.text
+    assert_equal(weights(done / "vqvae"), weights(runs["train_vqvae"] / "vqvae"))
+
+
 @pytest.mark.parametrize("script", ["train_vqvae", "train_dit"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_a_checkpoint_from_which_it_goes_on_bit_for_bit(

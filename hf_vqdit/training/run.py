@@ -104,8 +104,9 @@ class TrainingRun:
             write_config(self.arguments, self.section, self.output_dir / "training_config.yaml")
             if self.arguments.push_to_hub:  # a missing login shows now rather than after the training
                 create_repo(self.repo_id, exist_ok=True)
-        settings = self.settings.items()
-        config = {name: value if isinstance(value, int | float) else str(value) for name, value in settings}
+        config = {
+            name: value if isinstance(value, int | float) else str(value) for name, value in self.settings.items()
+        }
         self.accelerator.init_trackers(self.section, config)
 
     @property
@@ -116,11 +117,8 @@ class TrainingRun:
     @property
     def global_batch_size(self) -> int:
         """Rows an optimizer step, over all micro-batches and processes."""
-        return (
-            self.arguments.train_batch_size
-            * self.arguments.gradient_accumulation_steps
-            * self.accelerator.num_processes
-        )
+        processes = self.accelerator.num_processes
+        return self.arguments.train_batch_size * self.arguments.gradient_accumulation_steps * processes
 
     def is_due(self, every: int, step: int) -> bool:
         """Whether what happens every so many steps (0: never), and after the last one, happens after this one."""

@@ -104,9 +104,8 @@ class TrainingRun:
             write_config(self.arguments, self.section, self.output_dir / "training_config.yaml")
             if self.arguments.push_to_hub:  # a missing login shows now rather than after the training
                 create_repo(self.repo_id, exist_ok=True)
-        config = {
-            name: value if isinstance(value, int | float) else str(value) for name, value in self.settings.items()
-        }
+        settings = self.settings.items()
+        config = {name: value if isinstance(value, int | float) else str(value) for name, value in settings}
         self.accelerator.init_trackers(self.section, config)
 
     @property
@@ -448,11 +447,7 @@ class TrainingRun:
     # Dry run
 
     def print_dry_run(self, compute_loss: Callable[[], torch.Tensor]) -> None:
-        """Prints the settings and what a run costs, see [`~.cost.describe_cost`].
-
-        Args:
-            compute_loss (`Callable`): The loss of one micro-batch.
-        """
+        """Prints the settings and what a run costs, by the loss of one micro-batch: see [`~.cost.describe_cost`]."""
         print(json.dumps(self.settings, indent=2))
         print(describe_cost(self.model, compute_loss, self.arguments, self.global_batch_size))
 

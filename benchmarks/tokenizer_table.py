@@ -161,7 +161,9 @@ def run(name: str, dataset: str, seed: int, args: argparse.Namespace) -> None:
     print(f"{folder}", flush=True)
     flags = flags_of(PARTS[name], dataset, args)
     flags += ["--output_dir", str(folder), "--seed", str(seed)]
-    subprocess.run([sys.executable, TRAIN_SCRIPT, *flags], check=True)
+    # Threads that spin while they wait would make a run beside other work many times slower.
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    subprocess.run([sys.executable, TRAIN_SCRIPT, *flags], check=True, env=environment)
     settings = parse_arguments(TrainVQVAEArguments, "vqvae", flags)
     figures = measure(folder, settings)
     record = {"dataset": Path(dataset).stem, "part": name, "seed": seed, "steps": settings.max_train_steps}

@@ -5,6 +5,7 @@ import accelerate
 import numpy as np
 import PIL.Image
 import torch
+from seeded import generator
 
 PROMPT = "a small red circle on a white background"
 
@@ -42,3 +43,15 @@ def watch_transformer(pipeline):
     calls = []
     pipeline.transformer.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
     return calls
+
+
+def assert_same_when_offloaded(pipeline, offload, modes, codes_of):
+    """Codes of each mode, and pixels and captions of a joint sample, are the same before and after `offload`."""
+    before = [codes_of(pipeline, **given) for given in modes]
+    drawn = pipeline(generator=generator(), output_type="pt", num_inference_steps=2)  # pixels and captions, too
+    offload(pipeline)
+    again = pipeline(generator=generator(), output_type="pt", num_inference_steps=2)
+    assert torch.equal(again.images, drawn.images) and again.texts == drawn.texts
+    for given, expected in zip(modes, before, strict=True):
+        for codes, same in zip(codes_of(pipeline, **given), expected, strict=True):
+            assert (codes is None and same is None) or torch.equal(codes, same)

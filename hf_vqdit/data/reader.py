@@ -65,7 +65,8 @@ class PairReader:
             raise ValueError(f"`resolution` must be at least 1 pixel, got {resolution}.")
         if not 0 <= random_shift < 1:
             raise ValueError(f"`random_shift` must be a part of the side, in [0, 1), got {random_shift}.")
-        if random_shift > 0 and round(random_shift * resolution) == 0:
+        max_shift = round(random_shift * resolution)
+        if random_shift > 0 and max_shift == 0:
             raise ValueError(
                 f"`random_shift` {random_shift} of {resolution} pixels is less than one: give {1 / resolution:.2g} or "
                 "more, or 0 to leave pictures where they are."
@@ -74,7 +75,7 @@ class PairReader:
         self.resolution = resolution
         self.center_crop = center_crop
         self.random_flip = random_flip
-        self.max_shift = round(random_shift * resolution)
+        self.max_shift = max_shift
         self.seed = seed
 
     def read(self, record: dict[str, Any], index: int) -> Pair | BadRecord:

@@ -5,7 +5,15 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from pipeline_inputs import LEFT_HALF, OFFLOADS, PROMPT, picture, rectangle, watch_transformer
+from pipeline_inputs import (
+    LEFT_HALF,
+    OFFLOADS,
+    PROMPT,
+    assert_same_when_offloaded,
+    picture,
+    rectangle,
+    watch_transformer,
+)
 from seeded import generator, generators
 
 SIZES = ((16, 48), (40, 24))
@@ -278,14 +286,7 @@ def test_offloading_hooks_change_nothing(tiny_pipeline, offload):
         {"prompt": PROMPT, "image": picture(), "strength": 0.0},
         {"image": picture(size=(16, 16)), "image_position": "center", "height": 32, "width": 32},
     )
-    before = [codes_of(tiny_pipeline, **given) for given in modes]
-    drawn = tiny_pipeline(generator=generator(), output_type="pt", num_inference_steps=2)  # pixels and captions, too
-    offload(tiny_pipeline)
-    again = tiny_pipeline(generator=generator(), output_type="pt", num_inference_steps=2)
-    assert torch.equal(again.images, drawn.images) and again.texts == drawn.texts
-    for given, expected in zip(modes, before, strict=True):
-        for codes, same in zip(codes_of(tiny_pipeline, **given), expected, strict=True):
-            assert (codes is None and same is None) or torch.equal(codes, same)
+    assert_same_when_offloaded(tiny_pipeline, offload, modes, codes_of)
 
 
 # Bad input

@@ -5,7 +5,15 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from gaussian_inputs import make_gaussian_pipeline
-from pipeline_inputs import LEFT_HALF, OFFLOADS, PROMPT, picture, rectangle, watch_transformer
+from pipeline_inputs import (
+    LEFT_HALF,
+    OFFLOADS,
+    PROMPT,
+    assert_same_when_offloaded,
+    picture,
+    rectangle,
+    watch_transformer,
+)
 from seeded import generator, generators
 
 from hf_vqdit.evaluation.trace import SamplingTrace
@@ -346,14 +354,7 @@ def test_offloading_hooks_change_nothing(pipeline, offload):
         {"image": picture()},
         {"prompt": PROMPT, "image": picture(), "mask_image": LEFT_HALF},
     )
-    before = [codes_of(pipeline, **given) for given in modes]
-    drawn = pipeline(generator=generator(), output_type="pt", num_inference_steps=2)  # pixels and captions, too
-    offload(pipeline)
-    again = pipeline(generator=generator(), output_type="pt", num_inference_steps=2)
-    assert torch.equal(again.images, drawn.images) and again.texts == drawn.texts
-    for given, expected in zip(modes, before, strict=True):
-        for codes, same in zip(codes_of(pipeline, **given), expected, strict=True):
-            assert (codes is None and same is None) or torch.equal(codes, same)
+    assert_same_when_offloaded(pipeline, offload, modes, codes_of)
 
 
 # The U-Net in the transformer's place
